@@ -1,0 +1,133 @@
+"""What all job scripts share: the recipe from the command line, a connection to Ray, and one line of output a stage."""
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from jobs.makers import MAKERS
+from medschool import artifact
+from medschool.errors import MedschoolError, ServiceError, StageError
+from medschool.recipe import Recipe, load
+from medschool.stage import Resolved, fingerprint_in, raw_listing, resolve, stages
+
+
+class Run:
+    """One recipe against one store: makes stages in order and remembers what is done."""
+
+    def __init__(self, recipe: Recipe, store_uri: str) -> None:
+        self.recipe, self.store_uri = recipe, store_uri
+        self.stages = {stage.name: stage for stage in stages(recipe)}
+        self.done: dict[str, Resolved] = {}
+        self._width = max(map(len, self.stages))
+
+    def say(self, text: str) -> None:
+        print(text, flush=True)
+
+    def say_more(self, text: str) -> None:
+        """A line of progress inside a stage."""
+        self.say(f"        {text}")
+
+    def make(self, kind: str) -> None:
+        """Make every stage of one kind that is not finished yet; stages of other kinds must be finished."""
+        for number, (name, stage) in enumerate(self.stages.items(), 1):
+            if stage.kind == kind:
+                self._make_one(name, f"[{number:2}/{len(self.stages)}] {name:<{self._width}}")
+
+    def artifact(self, name: str) -> artifact.Artifact:
+        """A finished stage, resolved now if it has not been met yet. Raises StageError when it is not finished."""
+        if name not in self.done:
+            for needed in self.stages[name].inputs:
+                self.artifact(needed)
+            self.done[name] = resolve(self.stages[name], self.store_uri, self.done)
+        found = self.done[name].artifact
+        if found is None:
+            item = self.done[name]
+            raise StageError(
+                f"is not finished ({item.reason})", f"run `python -m jobs.{item.stage.kind}` first, or jobs.whole_run", name
+            )
+        return found
+
+    def _make_one(self, name: str, label: str) -> None:
+        stage = self.stages[name]
+        inputs = {needed: self.artifact(needed) for needed in stage.inputs}
+        raw = raw_listing(stage, self.store_uri)
+        fingerprint = fingerprint_in(stage, inputs, raw)
+        found = artifact.find(self.store_uri, name, fingerprint)
+        if found is None:
+            self.say(f"{label}  run")
+            began = time.monotonic()
+            found = MAKERS[stage.kind](self, stage, inputs, fingerprint)
+            self.say(f"{label}  done in {time.monotonic() - began:.1f} s  {facts_line(found.facts)}")
+        else:
+            self.say(f"{label}  cached  {facts_line(found.facts)}")
+        self.done[name] = Resolved(stage, "cached", fingerprint, found, "")
+
+
+def facts_line(facts: dict[str, Any]) -> str:
+    """Small facts of an artifact in one line: numbers, and counts by name."""
+
+    def word(value: Any) -> str:
+        if isinstance(value, dict):
+            return "(" + ", ".join(f"{key} {word(inner)}" for key, inner in value.items()) + ")"
+        return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+    return "  ".join(f"{key} {word(value)}" for key, value in facts.items() if key not in ("effects", "gate", "confidence"))
+
+
+def main(do: Callable[[Run], None]) -> None:
+    """Parse the command line, connect to Ray, run; exit code and two lines for every error that a user can mend."""
+    parser = argparse.ArgumentParser(
+        epilog="example: python -m jobs.whole_run recipes/quickstart.yaml --set pretrain.length.steps=4"
+    )
+    parser.add_argument("recipe")
+    parser.add_argument("--set", action="append", default=[], metavar="section.field=value")
+    args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        recipe = load(args.recipe, args.set)
+        _connect()
+        do(Run(recipe, store_from_environment()))
+    except MedschoolError as error:
+        print(f"error: {error.where}: {error.problem}" if error.where else f"error: {error.problem}", file=sys.stderr, flush=True)
+        print(f"fix: {error.remedy}", file=sys.stderr, flush=True)
+        sys.exit(error.exit_code)
+    except Exception as error:
+        known = cause_of(error)
+        if known is None:
+            raise
+        print(f"error: {known.where}: {known.problem}\nfix: {known.remedy}", file=sys.stderr, flush=True)
+        sys.exit(known.exit_code)
+
+
+def cause_of(error: BaseException) -> MedschoolError | None:
+    """The MedschoolError inside what Ray raises for a failed task, if there is one."""
+    seen: BaseException | None = error
+    while seen is not None:
+        inner = getattr(seen, "cause", None)
+        if isinstance(seen, MedschoolError):
+            return seen
+        seen = inner if isinstance(inner, BaseException) else seen.__cause__
+    return None
+
+
+def store_from_environment() -> str:
+    """The store's URI. Raises ServiceError when none is named."""
+    uri = os.environ.get("MEDSCHOOL_STORE", "")
+    if not uri:
+        raise ServiceError("MEDSCHOOL_STORE is not set", "run `medschool up`, or set it to s3://bucket/prefix of your store")
+    return uri
+
+
+def _connect() -> None:
+    import ray
+
+    ray.init(address="auto", log_to_driver=False, logging_level=logging.WARNING)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.train").setLevel(logging.WARNING)

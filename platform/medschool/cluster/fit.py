@@ -1,0 +1,33 @@
+"""Arithmetic of model size and work, used by the plan before anything starts."""
+
+from medschool.errors import InputError
+from medschool.recipe.schema import Shape
+
+FLOP_PER_PARAMETER_TOKEN = 6
+"""Forward and backward pass of a dense transformer, attention scores left out (Kaplan et al. 2020, section 2.1)."""
+
+
+def shape_of(config: dict[str, object], where: str) -> Shape:
+    """The shape in a model's config.json. Raises InputError when it is not a LLaMA-style one."""
+    try:
+        values = {name: config[name] for name in Shape.model_fields if name in config}
+        values.setdefault("num_key_value_heads", config["num_attention_heads"])
+        values.setdefault("tie_word_embeddings", False)
+        return Shape.model_validate(values)
+    except (KeyError, ValueError) as error:
+        raise InputError(f"not the config.json of a LLaMA-style model ({error})", "use a LLaMA-family model", where) from error
+
+
+def parameters(shape: Shape) -> int:
+    """Number of weights of a LLaMA-style decoder: embeddings, attention (q, k, v, o), gated MLP, RMS norms, output head."""
+    head = shape.hidden_size // shape.num_attention_heads
+    attention = 2 * shape.hidden_size * head * (shape.num_attention_heads + shape.num_key_value_heads)
+    mlp = 3 * shape.hidden_size * shape.intermediate_size
+    layer = attention + mlp + 2 * shape.hidden_size
+    embeddings = shape.vocab_size * shape.hidden_size * (1 if shape.tie_word_embeddings else 2)
+    return shape.num_hidden_layers * layer + embeddings + shape.hidden_size
+
+
+def training_flops(shape: Shape, tokens: int) -> float:
+    """Floating-point operations of training on so many tokens."""
+    return float(FLOP_PER_PARAMETER_TOKEN * parameters(shape) * tokens)

@@ -1,0 +1,74 @@
+"""What runs: services, the latest jobs, the served model, and what a user can do next."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from medschool.errors import ServiceError
+
+TIMEOUT_S = 5.0
+JOBS_SHOWN = 3
+
+
+def status() -> dict[str, Any]:
+    """State of everything that the environment names; parts that do not answer say so instead of failing."""
+    return {
+        "store": {"uri": os.environ.get("MEDSCHOOL_STORE", "none"), "endpoint": os.environ.get("AWS_ENDPOINT_URL", "default")},
+        "mlflow": {
+            "url": os.environ.get("MLFLOW_TRACKING_URI", "none"),
+            "ready": _answers(f"{os.environ.get('MLFLOW_TRACKING_URI', '')}/health"),
+        },
+        "ray": {"url": os.environ.get("MEDSCHOOL_RAY_JOBS", "none")} | _jobs(),
+        "serve": _serve(),
+    }
+
+
+def serve_url() -> str:
+    return f"http://127.0.0.1:{os.environ.get('MEDSCHOOL_SERVE_PORT', '8000')}"
+
+
+def _serve() -> dict[str, Any]:
+    url = serve_url()
+    return {"url": url, "ready": _answers(f"{url}/health/live")}
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=TIMEOUT_S).status_code == 200
+    except (httpx.HTTPError, httpx.InvalidURL):
+        return False
+
+
+def _jobs() -> dict[str, Any]:
+    from medschool.cluster.submit import client
+
+    try:
+        jobs = sorted(client().list_jobs(), key=lambda job: -(job.start_time or 0))
+    except ServiceError as error:
+        return {"ready": False, "problem": error.problem}
+    shown = [{"id": job.submission_id, "status": str(job.status.value)} for job in jobs if job.submission_id][:JOBS_SHOWN]
+    return {"ready": True, "jobs": shown}
+
+
+def next_steps(served: bool) -> list[str]:
+    """Addresses, and a curl line that works when pasted in the folder that `medschool up` was run in."""
+    from medschool.cluster import state
+
+    lines = [
+        f"MLflow     {os.environ.get('MLFLOW_TRACKING_URI', 'none')}",
+        f"Ray        {os.environ.get('MEDSCHOOL_RAY_JOBS', 'none')}",
+    ]
+    if served:
+        key = state.home() / "secrets" / "api_key"
+        shown = key.relative_to(Path.cwd()) if key.is_relative_to(Path.cwd()) else key
+        body = '{"model": "medschool", "messages": [{"role": "user", "content": "What does the liver do?"}], "max_tokens": 60}'
+        lines += [
+            f"chat       {serve_url()}/v1   (OpenAI-compatible; not for clinical use)",
+            "",
+            "Ask it:",
+            f'  curl -s {serve_url()}/v1/chat/completions -H "Authorization: Bearer $(cat {shown})"'
+            f" -H 'Content-Type: application/json' -d '{body}'",
+        ]
+    return ["", *lines, "", "Stop everything: make down   (data stays in .medschool)"]

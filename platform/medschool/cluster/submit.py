@@ -1,0 +1,110 @@
+"""One recipe as one Ray job: what `ray job submit` does, with a readable id, metadata, followed logs and its true exit code.
+
+The working directory travels with the job, so the cluster runs the code that the user has in front of him. No secret goes into
+the job's metadata or runtime environment: workers take credentials from the environment of their node.
+"""
+
+import asyncio
+import getpass
+import os
+import subprocess
+import time
+import uuid
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from medschool.errors import MedschoolError, ServiceError
+
+EXCLUDES = [
+    ".git/",
+    ".venv/",
+    ".medschool/",
+    "tests/",
+    "bench/",
+    "docs/",
+    "**/__pycache__/",
+    ".mypy_cache/",
+    ".ruff_cache/",
+    ".pytest_cache/",
+    "*.egg-info/",
+]
+STOPPED_EXIT_CODE = 130
+
+
+def submission_id(recipe_name: str, now: datetime) -> str:
+    """`quickstart-20261122-163000-ab12`: readable, sortable, unique."""
+    return f"{recipe_name}-{now:%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
+
+
+def submit(root: Path, job: str, name: str, arguments: list[str], metadata: dict[str, str], say: Callable[[str], None]) -> str:
+    """Submit `python -m jobs.<job> <arguments>` with the tree at `root`; the submission id. ServiceError when Ray is away."""
+    import shlex
+
+    identity = submission_id(name, datetime.now())
+    env = {"PYTHONPATH": "platform", "PYTHONUNBUFFERED": "1", "RAY_DATA_LOG_LEVEL": "WARNING"}
+    client().submit_job(
+        entrypoint=shlex.join(["python", "-m", f"jobs.{job}", *arguments]),
+        submission_id=identity,
+        metadata={"user": getpass.getuser(), "git_sha": git_sha(root), **metadata},
+        runtime_env={"working_dir": str(root), "excludes": EXCLUDES, "env_vars": env},
+    )
+    say(f"submitted {identity}")
+    return identity
+
+
+def follow(identity: str, say: Callable[[str], None]) -> int:
+    """Print the job's log until it ends; its exit code. Ctrl-C stops the job; what it finished is kept."""
+    jobs = client()
+    try:
+        asyncio.run(_tail(jobs, identity, say))
+        while not (info := jobs.get_job_info(identity)).status.is_terminal():
+            time.sleep(0.2)
+    except KeyboardInterrupt:
+        say(f"stopping {identity}; finished stages are kept and the next submit goes on from there")
+        jobs.stop_job(identity)
+        return STOPPED_EXIT_CODE
+    if str(info.status) == "SUCCEEDED":
+        return 0
+    code = info.driver_exit_code
+    if code is None:
+        say(
+            f"error: the job ended as {info.status}: {info.message}\nfix: run `medschool doctor`; Ray's dashboard has the log"
+        )
+    return code if code else 1
+
+
+async def _tail(jobs: Any, identity: str, say: Callable[[str], None]) -> None:
+    async for lines in jobs.tail_job_logs(identity):
+        say(lines.rstrip("\n"))
+
+
+def client() -> Any:
+    """Ray's job client. Raises ServiceError when the cluster does not answer or refuses the token."""
+    from ray.job_submission import JobSubmissionClient
+
+    address = os.environ.get("MEDSCHOOL_RAY_JOBS", "")
+    if not address:
+        raise ServiceError(
+            "no Ray cluster is known", "run `medschool up`, or set MEDSCHOOL_RAY_JOBS to http://head:8265 of your cluster"
+        )
+    try:
+        return JobSubmissionClient(address)
+    except MedschoolError:
+        raise
+    except Exception as error:
+        raise ServiceError(
+            f"Ray's job server does not answer ({error})", "run `medschool doctor`; start it with `medschool up`", address
+        ) from error
+
+
+def git_sha(root: Path) -> str:
+    """The commit of the tree, with `-dirty` behind it when files differ; `unknown` outside git."""
+    result = subprocess.run(
+        ["git", "-C", str(root), "describe", "--always", "--abbrev=12", "--dirty", "--exclude", "*"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return result.stdout.strip() or "unknown"

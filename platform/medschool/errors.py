@@ -1,0 +1,56 @@
+"""Every error a user can meet: what is wrong, where, and what to do about it.
+
+    MedschoolError
+    ├── RecipeError      the recipe cannot be read or contradicts itself
+    ├── InputError       raw input is missing, damaged, or not what it says it is
+    ├── StorageError     the object store refuses, is down, or holds something unexpected
+    ├── ServiceError     a local service (store, Ray, MLflow, Serve) is not there or cannot start
+    ├── PlanError        the cluster, the model and the recipe do not fit each other
+    └── StageError       a stage ran and its result is not acceptable
+
+The command line prints two lines, `error: <where>: <problem>` and `fix: <remedy>`, and exits with `exit_code`.
+"""
+
+
+class MedschoolError(Exception):
+    """An error with a remedy.
+
+    problem: one sentence, with the offending values in it.
+    remedy: one sentence that says what the user can do now.
+    where: file:line, key, row or URI that the problem sits at; may be empty.
+    """
+
+    exit_code = 1
+
+    def __init__(self, problem: str, remedy: str, where: str = "") -> None:
+        super().__init__(problem, remedy, where)
+        self.problem, self.remedy, self.where = problem, remedy, where
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.problem}; {self.remedy}" if self.where else f"{self.problem}; {self.remedy}"
+
+
+class RecipeError(MedschoolError):
+    """The recipe cannot be read or contradicts itself."""
+
+    exit_code = 2
+
+
+class InputError(MedschoolError):
+    """Raw input is missing, damaged, or not what it says it is."""
+
+
+class StorageError(MedschoolError):
+    """The object store refuses, is down, or holds something unexpected."""
+
+
+class ServiceError(MedschoolError):
+    """A service that the command needs is not there or cannot start."""
+
+
+class PlanError(MedschoolError):
+    """The cluster, the model and the recipe do not fit each other."""
+
+
+class StageError(MedschoolError):
+    """A stage ran and its result is not acceptable."""

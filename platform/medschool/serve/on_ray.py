@@ -1,0 +1,201 @@
+"""The chat API on Ray Serve: one deployment; a replica is gate, API and engine in one process with one copy of the weights.
+
+    deploy(args) -> resolve the model once -> serve.run -> replica: pull weights, load, answer health checks -> routed to
+
+The model reference is resolved by the caller, not by the replica, so a replica that restarts at night serves the version that was
+deployed and not what an alias points to by then. A reference is a manifest URI of an artifact with a model under `export/`, or
+`models:/NAME@ALIAS` of the MLflow registry, whose version carries the manifest URI in its tag `manifest_uri`.
+
+Serve restarts a replica that dies or fails its health check; requests meanwhile wait in the proxy's queue up to a limit, and
+beyond it get 429 with Retry-After, which OpenAI's clients obey. Every bound is set here: Serve's own default queue has none.
+"""
+
+import os
+import time
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from ray import serve
+from ray.serve.config import BackpressureConfig
+from starlette.types import ASGIApp
+
+from medschool import artifact
+from medschool.errors import InputError, ServiceError
+from medschool.serve.admission import hash_key
+from medschool.serve.api import Limits, ModelInfo, build_api
+from medschool.serve.engine import EchoEngine, Engine
+from medschool.serve.template import BytesText, CheckpointText, Text
+
+APP_NAME = "chat"
+HOST = "127.0.0.1"
+EXPORT = "export"
+SPARE_REQUESTS = 16
+"""Requests a replica takes beyond its answers, so that it can still list models and refuse."""
+IDENTITY_TIMEOUT_S = 10.0
+
+
+class ChatArgs(BaseModel):
+    """What to serve and how. Also the arguments of `serve run` and `serve deploy`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = ""
+    """`models:/NAME@ALIAS`, or the URI of a manifest. Empty for the echo engine."""
+    served_name: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")] = "medschool"
+    """The `model` that clients ask for."""
+    engine: Literal["transformers", "echo"] = "transformers"
+    """`echo` repeats the prompt: a load trial of everything but the model."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    max_context_tokens: Annotated[int, Field(ge=2)] = 1024
+    """Longest prompt plus answer, in tokens."""
+    max_concurrent_requests: Annotated[int, Field(ge=1)] = 8
+    """Answers generated at once; the cache is sized for this many full contexts."""
+    max_waiting_requests: Annotated[int, Field(ge=0)] = 16
+    """Answers that may wait for a place in one replica; beyond them 429."""
+    num_cpus: Annotated[int, Field(ge=1)] = 1
+    """Logical CPUs of a replica, and the threads the model computes with."""
+    api_key_sha256: tuple[Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")], ...] = ()
+    """Hex sha256 of each accepted API key. Empty takes the hash of MEDSCHOOL_API_KEY from the environment."""
+
+    @model_validator(mode="after")
+    def _engine_fits_model(self) -> Self:
+        if (self.engine == "echo") != (self.model == ""):
+            raise ValueError("name a `model` for the transformers engine, and none for the echo engine")
+        return self
+
+    def with_keys(self) -> "ChatArgs":
+        """These arguments with at least one key hash. Raises ServiceError when there is no key: the API is never open."""
+        if self.api_key_sha256:
+            return self
+        key = os.environ.get("MEDSCHOOL_API_KEY", "")
+        if not key:
+            raise ServiceError("no API key", "set MEDSCHOOL_API_KEY, or give hashes in api_key_sha256", "serve")
+        return self.model_copy(update={"api_key_sha256": (hash_key(key),)})
+
+
+def manifest_uri_of(model: str) -> str:
+    """The manifest behind a model reference. Raises InputError when the registry has no such version, or it names no manifest."""
+    if not model.startswith("models:/"):
+        return model
+    import mlflow
+
+    name, _, alias = model.removeprefix("models:/").partition("@")
+    try:
+        version = mlflow.MlflowClient().get_model_version_by_alias(name, alias)
+    except mlflow.exceptions.MlflowException as error:
+        problem = f"the registry has no such model version ({error.message})"
+        raise InputError(problem, "register one, or check the alias and MLFLOW_TRACKING_URI", model) from error
+    uri = version.tags.get("manifest_uri")
+    if not uri:
+        raise InputError(f"version {version.version} has no tag manifest_uri", "register it with medschool", model)
+    return uri
+
+
+class Replica:
+    """One process that serves. Serve builds it, asks `check_health`, and routes HTTP to the ASGI app."""
+
+    def __init__(self, args: ChatArgs, manifest_uri: str, identity: str) -> None:
+        self._args, self._identity = args, identity
+        self._text, self._engine, self._version = _load(args, manifest_uri)
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        args = self._args
+        limits = Limits(args.max_context_tokens, args.max_concurrent_requests + args.max_waiting_requests)
+        info = ModelInfo(args.served_name, self._version, int(time.time()))
+        return build_api(self._engine, self._text, info, args.api_key_sha256, limits)
+
+    def identity(self) -> str:
+        """What this replica was deployed from; equal for equal arguments and weights."""
+        return self._identity
+
+    def check_health(self) -> None:
+        self._engine.check()
+
+    def __del__(self) -> None:
+        if engine := getattr(self, "_engine", None):
+            engine.stop()
+
+
+def _load(args: ChatArgs, manifest_uri: str) -> tuple[Text, Engine, str]:
+    """Text, engine and version. Weights are pulled once a node and verified against their manifest."""
+    if args.engine == "echo":
+        return BytesText(), EchoEngine(), "echo"
+    from medschool.serve.paged import TransformersEngine
+
+    exported = artifact.read_manifest(manifest_uri)
+    folder = artifact.local_copy(exported, EXPORT)
+    text = CheckpointText(folder)
+    engine = TransformersEngine(folder, text.end_ids, args.max_context_tokens, args.max_concurrent_requests, args.dtype)
+    return text, engine, exported.digest[:16]
+
+
+def application(args: ChatArgs) -> serve.Application:
+    """The Serve application of these arguments; resolves the model reference and the key now."""
+    return _bind(*_resolved(args))
+
+
+def _resolved(args: ChatArgs) -> tuple[ChatArgs, str, str]:
+    """Arguments with keys, the manifest URI, and the identity of both."""
+    args = args.with_keys()
+    manifest_uri = manifest_uri_of(args.model)
+    digest = artifact.read_manifest(manifest_uri).digest if manifest_uri else ""
+    return args, manifest_uri, artifact.digest_of([args.model_dump(mode="json"), digest])
+
+
+def _bind(args: ChatArgs, manifest_uri: str, identity: str) -> serve.Application:
+    deployment = serve.deployment(
+        name="Chat",
+        num_replicas=1,
+        ray_actor_options={"num_cpus": args.num_cpus},
+        max_ongoing_requests=args.max_concurrent_requests + args.max_waiting_requests + SPARE_REQUESTS,
+        max_queued_requests=args.max_waiting_requests + SPARE_REQUESTS,
+        backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
+        health_check_period_s=5,
+        health_check_timeout_s=30,
+        graceful_shutdown_wait_loop_s=1,
+        graceful_shutdown_timeout_s=30,
+        max_constructor_retry_count=3,
+    )(serve.ingress()(Replica))
+    bound: serve.Application = deployment.bind(args, manifest_uri, identity)
+    return bound
+
+
+def deploy(args: ChatArgs, http_port: int) -> str:
+    """Serve `args` on this cluster and wait until it answers; the base URL. What already runs with them is left alone.
+
+    Raises ServiceError when it can not start, InputError when the model reference leads nowhere.
+    """
+    resolved = _resolved(args)
+    serve.start(proxy_location="EveryNode", http_options={"host": HOST, "port": http_port})
+    url = f"http://{HOST}:{http_port}"
+    if _running_identity() != resolved[2]:
+        try:
+            serve.run(_bind(*resolved), name=APP_NAME, route_prefix="/")
+        except RuntimeError as error:
+            problem = f"the chat application did not start: {error}"
+            raise ServiceError(problem, "see `serve status` and the replica's log", url) from error
+    _must_answer(url)
+    return url
+
+
+def _running_identity() -> str | None:
+    """Identity of the healthy application that runs now, None without one."""
+    app = serve.status().applications.get(APP_NAME)
+    if app is None or app.status != "RUNNING":
+        return None
+    try:
+        handle: Any = serve.get_app_handle(APP_NAME)
+        return str(handle.identity.remote().result(timeout_s=IDENTITY_TIMEOUT_S))
+    except Exception:  # whatever is wrong with it, deploying again is the cure
+        return None
+
+
+def _must_answer(url: str) -> None:
+    """Serve keeps the port it was first started with, whatever is asked later."""
+    import httpx
+
+    try:
+        httpx.get(f"{url}/health/live", timeout=10).raise_for_status()
+    except httpx.HTTPError as error:
+        remedy = "if Serve already runs on this cluster with another port, use that one or run `serve shutdown`"
+        raise ServiceError(f"the chat application runs but {url} does not answer ({error})", remedy, url) from error

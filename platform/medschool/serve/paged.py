@@ -1,0 +1,185 @@
+"""A LLaMA-style model on CPU with continuous batching: requests join and leave the running batch at every token.
+
+transformers runs the loop in a thread of its own: each turn takes one token of every running answer, and up to MAX_BATCH_TOKENS
+tokens in all, so a long prompt is read in pieces and does not hold the others up. Keys and values live in pages of PAGE_TOKENS
+tokens. The cache is sized for the worst case, every place taken by an answer as long as the context, so none is evicted:
+
+    bytes = places * context * layers * 2 * kv_heads * head_dim * bytes per value        135M model, 8 x 2048, bf16: 377 MB
+
+Left to itself the library sizes the cache from free memory, and takes most of it.
+
+Sampling is ours (`Sampler`): transformers draws a whole batch from one generator, so a seed would mean nothing to a single
+request, and its top-p sorts the vocabulary even for greedy requests. Gumbel-max gives each request its own stream: with noise g
+of the standard Gumbel distribution, argmax(logits / temperature + g) is a draw from softmax(logits / temperature).
+
+Shapes: B rows with a new token, V vocabulary.
+"""
+
+import asyncio
+import hashlib
+import json
+import secrets
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import AutoModelForCausalLM, GenerationConfig, LogitsProcessorList
+from transformers.generation.configuration_utils import ContinuousBatchingConfig
+from transformers.generation.continuous_batching.cb_logits_processors import (
+    ContinuousBatchingLogitsProcessor,
+    ContinuousBatchingLogitsProcessorList,
+)
+
+from medschool.errors import InputError, PlanError, ServiceError
+from medschool.serve.engine import Finish, Sampling, Step
+
+PAGE_TOKENS = 32
+MAX_BATCH_TOKENS = 256
+STOP_TIMEOUT_S = 10.0
+
+Dtype = Literal["bfloat16", "float32"]
+
+
+class TransformersEngine:
+    """Serves the model in a local folder (config.json, *.safetensors). See the module's docstring for its memory.
+
+    end_ids: tokens that end an answer, besides those in the model's generation_config.json.
+    """
+
+    def __init__(self, folder: Path, end_ids: Sequence[int], context_tokens: int, places: int, dtype: Dtype = "bfloat16") -> None:
+        model = _load_model(folder, context_tokens, dtype)
+        known = model.generation_config.eos_token_id
+        self._end_ids = sorted({*end_ids, *([known] if isinstance(known, int) else known or [])})
+        self._manager = model.init_continuous_batching(
+            generation_config=GenerationConfig(do_sample=False, eos_token_id=self._end_ids),  # type: ignore[no-untyped-call]
+            continuous_batching_config=_batching(context_tokens, places),
+        )
+        self._manager.logit_processor = _sampling_only()
+        self._manager.start()
+
+    async def generate(self, prompt: Sequence[int], sampling: Sampling) -> AsyncGenerator[Step]:
+        """Steps of one answer. Raises ServiceError when the model fails or the engine has stopped."""
+        self.check()
+        request_id = uuid.uuid4().hex
+        outputs: asyncio.Queue[Any] = asyncio.Queue()
+        self._manager.register_result_handler(request_id, outputs.put_nowait)
+        seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
+        done, seen = False, 0
+        try:
+            self._manager.add_request(
+                list(prompt), request_id, sampling.max_tokens, streaming=True, sampling=replace(sampling, seed=seed)
+            )
+            while not done:
+                output = await outputs.get()
+                if output.error is not None:
+                    raise ServiceError(f"the model failed: {output.error}", "see the replica's log", "engine")
+                done, fresh = output.is_finished(), tuple(output.generated_tokens[seen:])
+                seen += len(fresh)
+                yield Step(fresh, self._finish(fresh) if done else None)
+        finally:
+            if not done:
+                self._manager.cancel_request(request_id)
+                self._manager.output_router.result_handlers.pop(request_id, None)
+
+    def _finish(self, tokens: tuple[int, ...]) -> Finish:
+        return "stop" if tokens and tokens[-1] in self._end_ids else "length"
+
+    def check(self) -> None:
+        if not self._manager.is_running():
+            raise ServiceError("the generation loop has ended", "the replica is replaced; see its log for the cause", "engine")
+
+    def stop(self) -> None:
+        if self._manager.is_running():
+            self._manager.stop(block=True, timeout=STOP_TIMEOUT_S, hard_stop=True)
+
+
+class Sampler(ContinuousBatchingLogitsProcessor):
+    """Adds each request's own noise to its row, so that the argmax that follows is the draw.
+
+    Rows are remembered between `prepare_tensor_args` and the call, which the synchronous loop makes in turn from one thread; the
+    int32 tensor that the library offers for arguments can not hold a 64-bit seed.
+    """
+
+    def __init__(self) -> None:
+        self.supported_kwargs: dict[str, type] = {"sampling": Sampling}
+        self.ignored_kwargs: tuple[str, ...] = ()
+        self._rows: list[tuple[Sampling, int]] = []
+
+    def fill_defaults(self, int32_tensor: torch.Tensor) -> None:
+        int32_tensor.zero_()
+
+    def prepare_tensor_args(self, requests_with_new_token: list[Any]) -> torch.Tensor:
+        states = [request.state for request in requests_with_new_token]
+        self._rows = [
+            (state.logit_processor_kwargs["sampling"], len(state.initial_tokens) + state.generated_len()) for state in states
+        ]
+        return torch.zeros(len(states), dtype=torch.int32)
+
+    def __call__(self, scores: torch.Tensor, tensor_arg: torch.Tensor) -> torch.Tensor:
+        """scores_BV float32, changed in place for the rows that sample."""
+        for row, (sampling, position) in enumerate(self._rows):
+            if sampling.temperature > 0:
+                scores[row] = noisy(scores[row], sampling, position)
+        return scores
+
+
+def noisy(logits_V: torch.Tensor, sampling: Sampling, position: int) -> torch.Tensor:
+    """Logits whose argmax is one draw by `sampling` (temperature above 0), a pure function of (logits, seed, position)."""
+    scaled_V = logits_V / sampling.temperature
+    if sampling.top_p < 1:
+        sorted_V, order_V = scaled_V.sort(descending=True)
+        before_V = sorted_V.softmax(-1).cumsum(-1).roll(1)
+        before_V[0] = 0.0  # the most likely token always stays
+        scaled_V[order_V[before_V >= sampling.top_p]] = -torch.inf
+    digest = hashlib.blake2b(f"{sampling.seed}:{position}".encode(), digest_size=8).digest()
+    generator = torch.Generator(logits_V.device).manual_seed(int.from_bytes(digest, signed=True, byteorder="little"))
+    return scaled_V - torch.empty_like(scaled_V).exponential_(generator=generator).log()
+
+
+def _sampling_only() -> ContinuousBatchingLogitsProcessorList:
+    """The loop's list of processors with the Sampler alone, and the one argument row that it takes."""
+    processors = ContinuousBatchingLogitsProcessorList(LogitsProcessorList([Sampler()]))
+    processors.tensors_required = 1
+    return processors
+
+
+def _batching(context_tokens: int, places: int) -> ContinuousBatchingConfig:
+    pages_each = -(-context_tokens // PAGE_TOKENS)
+    return ContinuousBatchingConfig(
+        page_size=PAGE_TOKENS,
+        num_blocks=places * pages_each,
+        max_batch_tokens=max(MAX_BATCH_TOKENS, places),
+        max_requests_per_batch=places,
+        use_async_batching=False,
+        use_cuda_graph=False,
+        per_request_processors=True,
+    )
+
+
+def _load_model(folder: Path, context_tokens: int, dtype: Dtype) -> Any:
+    """The model in eval mode.
+
+    Raises InputError for a folder that holds no safetensors or asks to run code, PlanError when the context is too long for it.
+    """
+    if not any(folder.glob("*.safetensors")):
+        raise InputError("no *.safetensors: weights in pickle formats are not loaded", "export the model again", str(folder))
+    config = json.loads((folder / "config.json").read_text())
+    if "auto_map" in config:
+        raise InputError("config.json asks to run code from the folder (auto_map)", "use a built-in architecture", str(folder))
+    limit = int(config.get("max_position_embeddings", context_tokens))
+    if context_tokens > limit:
+        raise PlanError(
+            f"max_context_tokens {context_tokens} is above the model's {limit}", f"set at most {limit}", "max_context_tokens"
+        )
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=getattr(torch, dtype),
+        attn_implementation="sdpa",
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=False,
+    )
+    return model.eval()

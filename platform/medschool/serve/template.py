@@ -1,0 +1,128 @@
+"""Messages to token ids, and token ids back to text as they arrive.
+
+The prompt is rendered by the checkpoint's own template (chat_template.jinja), the one that tuning and evaluation use. What a user
+types is text: `<|im_end|>` in a message is encoded as those characters, never as the control token, otherwise a message could end
+its own turn and speak for the system. Roles are checked by the API, because a template writes them next to control tokens.
+
+Text out is harder than it looks: one character may span several tokens, and a stop string may arrive in pieces. `Answer`
+keeps back an unfinished character and the longest tail that could still become a stop string, and gives out the rest at once.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from medschool.errors import InputError
+from medschool.tokens.tokenizer import load_tokenizer
+
+UNFINISHED = "\ufffd"
+"""What a decoder writes for bytes that are not (yet) a character."""
+
+Message = dict[str, str]
+"""{"role": system | user | assistant, "content": text}"""
+
+
+class Text(Protocol):
+    """A model's reading and writing."""
+
+    end_ids: tuple[int, ...]
+    """Tokens that end an answer."""
+
+    def encode(self, messages: Sequence[Message]) -> list[int]:
+        """Prompt of a conversation, with the opening of the model's turn. Raises InputError when the template refuses it."""
+        ...
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of tokens; control tokens give nothing, incomplete characters give U+FFFD."""
+        ...
+
+
+class BytesText:
+    """Needs no files: a token is a byte of UTF-8, a prompt is the contents line by line. For `EchoEngine`."""
+
+    end_ids: tuple[int, ...] = ()
+
+    def encode(self, messages: Sequence[Message]) -> list[int]:
+        return list("\n".join(message["content"] for message in messages).encode())
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return bytes(tokens).decode(errors="replace")
+
+
+class CheckpointText:
+    """The tokenizer and the template of a checkpoint folder."""
+
+    def __init__(self, folder: Path) -> None:
+        tokenizer = load_tokenizer(folder)
+        self._raw: Any = tokenizer.raw
+        self.end_ids: tuple[int, ...] = (tokenizer.eos_id,)
+        if not self._raw.chat_template:
+            raise InputError("no chat_template.jinja", "export the model again with its prompt template", str(folder))
+
+    def encode(self, messages: Sequence[Message]) -> list[int]:
+        from jinja2 import TemplateError
+
+        try:
+            return list(
+                self._raw.apply_chat_template(
+                    list(messages), add_generation_prompt=True, return_dict=False, sanitize_control_tokens=True
+                )
+            )
+        except (TemplateError, ValueError) as error:
+            problem = f"the model's template refuses this conversation: {error}"
+            raise InputError(problem, "change the messages", "messages") from error
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return str(self._raw.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+class Answer:
+    """The text of one answer, token by token. The pieces given out join to what decoding all tokens at once gives.
+
+    stops: strings that end the answer; they and what follows are not given out.
+    """
+
+    def __init__(self, text: Text, stops: Sequence[str] = ()) -> None:
+        self._text, self._stops = text, [stop for stop in stops if stop]
+        self._tokens: list[int] = []
+        self._window = self._decoded = 0  # decode from `_window`; the text of [_window, _decoded) was taken before
+        self._pending = ""
+        self.stopped = False
+
+    def push(self, tokens: Sequence[int]) -> str:
+        """Text that is certain now; sets `stopped` when a stop string is complete."""
+        self._tokens.extend(tokens)
+        return self._give(self._take(last=False), last=False)
+
+    def close(self) -> str:
+        """The rest, when no tokens follow."""
+        return self._give(self._take(last=True), last=True)
+
+    def _take(self, last: bool) -> str:
+        """Text of the tokens not yet taken, '' while it ends in an unfinished character.
+
+        Decoding starts a few tokens back, because some tokenizers drop the space before the first token they see.
+        """
+        before = self._text.decode(self._tokens[self._window : self._decoded])
+        now = self._text.decode(self._tokens[self._window :])
+        if len(now) <= len(before) or (now.endswith(UNFINISHED) and not last):
+            return ""
+        self._window, self._decoded = self._decoded, len(self._tokens)
+        return now[len(before) :]
+
+    def _give(self, fresh: str, last: bool) -> str:
+        """Cut at the first stop string, else keep back the tail that may begin one."""
+        if self.stopped:
+            return ""
+        self._pending += fresh
+        ends = [at for stop in self._stops if (at := self._pending.find(stop)) >= 0]
+        self.stopped = bool(ends)
+        keep = 0 if last else max((_overlap(self._pending, stop) for stop in self._stops), default=0)
+        cut = min(ends) if ends else len(self._pending) - keep
+        out, self._pending = self._pending[:cut], self._pending[cut:]
+        return out
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that begins `stop`."""
+    return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:size])), 0)

@@ -1,0 +1,74 @@
+"""The block that one rank receives of one global batch, read from the stored shards.
+
+A global batch of B rows is dealt to W ranks as W equal slices of ceil(B / W) rows; where W does not divide B the last slices are
+filled with rows of weight 0, which the loss ignores. So every world size trains on the same global batches.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from medschool.tokens.order import Order, RowRef
+from medschool.tokens.shards import read_rows, rows_schema
+
+PLACE = ("global_index", "weight", "source", "shard", "row")
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Everything needed to read any block of a run."""
+
+    order: Order
+    shard_uris: dict[str, tuple[str, ...]]
+    """URIs of the shards of each source, in index order."""
+    row_tokens: int
+    dtype: str
+
+
+def rank_rows(batch_rows: int, world_size: int) -> int:
+    """Rows of one rank in every batch, padding included."""
+    return -(-batch_rows // world_size)
+
+
+def rank_slice(order: Order, batch: int, rank: int, world_size: int) -> list[RowRef]:
+    """The real rows of one rank in one batch; shorter than rank_rows on the ranks that are padded."""
+    per_rank = rank_rows(order.batch_rows, world_size)
+    return order.batch(batch)[rank * per_rank : (rank + 1) * per_rank]
+
+
+def read_block(feed: Feed, batch: int, rank: int, world_size: int) -> pa.Table:
+    """Arrow table of rank_rows(...) rows: the stored columns plus PLACE. Padding has global_index -1 and weight 0."""
+    refs = rank_slice(feed.order, batch, rank, world_size)
+    missing = rank_rows(feed.order.batch_rows, world_size) - len(refs)
+    rows = pa.concat_tables([_stored(feed, refs), _padding(feed, missing)]) if missing else _stored(feed, refs)
+    place = pa.table(
+        {
+            "global_index": pa.array([ref.global_index for ref in refs] + [-1] * missing, pa.int64()),
+            "weight": pa.array([1.0] * len(refs) + [0.0] * missing, pa.float32()),
+            "source": pa.array([ref.source for ref in refs] + [""] * missing, pa.string()),
+            "shard": pa.array([ref.shard for ref in refs] + [-1] * missing, pa.int32()),
+            "row": pa.array([ref.row for ref in refs] + [-1] * missing, pa.int32()),
+        }
+    )
+    for name in PLACE:
+        rows = rows.append_column(name, place.column(name))
+    return rows
+
+
+def _stored(feed: Feed, refs: list[RowRef]) -> pa.Table:
+    """The stored rows in the order of `refs`, each shard opened once."""
+    by_shard: dict[tuple[str, int], list[int]] = {}
+    for index, ref in enumerate(refs):
+        by_shard.setdefault((ref.source, ref.shard), []).append(index)
+    tables, origin = [_padding(feed, 0)], []
+    for (source, shard), indices in by_shard.items():
+        tables.append(read_rows(feed.shard_uris[source][shard], [refs[index].row for index in indices]))
+        origin += indices
+    return pa.concat_tables(tables).take(np.argsort(origin, kind="stable"))
+
+
+def _padding(feed: Feed, rows: int) -> pa.Table:
+    """Rows of zeros that carry no weight."""
+    tokens = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(rows * feed.row_tokens, np.dtype(feed.dtype))), feed.row_tokens)
+    return pa.table([tokens, [[]] * rows, [[feed.row_tokens]] * rows], schema=rows_schema(feed.row_tokens, feed.dtype))

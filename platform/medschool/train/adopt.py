@@ -1,0 +1,48 @@
+"""The base model and its tokenizer as artifacts: the files stay, a manifest with their hashes is added.
+
+Nothing is copied; whoever loads the files later compares their hashes, so a base model that changes under a run is noticed.
+"""
+
+import hashlib
+
+from medschool import storage
+from medschool.artifact import ArtifactFile, Output
+from medschool.errors import InputError
+from medschool.recipe import Recipe
+from medschool.tokens.tokenizer import TOKENIZER_FILES
+from medschool.train.model import check_model_files, position_limit
+
+
+def model_folder(recipe: Recipe, store_uri: str) -> str:
+    return storage.join(store_uri, recipe.model.uri)
+
+
+def adopt_model(recipe: Recipe, store_uri: str) -> Output:
+    """All files of the base model. Raises InputError without config.json or safetensors, or for rows too long for the model."""
+    folder = model_folder(recipe, store_uri)
+    names = {
+        info.uri.rsplit("/", 1)[1]: info.uri for info in storage.require_files(folder) if info.uri.rsplit("/", 1)[0] == folder
+    }
+    check_model_files(list(names), folder)
+    limit = position_limit(storage.read_bytes(names["config.json"]), names["config.json"])
+    if recipe.tokens.row_tokens > limit:
+        raise InputError(
+            f"tokens.row_tokens is {recipe.tokens.row_tokens}, this model takes at most {limit} positions",
+            f"set tokens.row_tokens to {limit} or less",
+            names["config.json"],
+        )
+    return Output(tuple(_described(uri, name) for name, uri in sorted(names.items()) if name != "MANIFEST.json"))
+
+
+def adopt_tokenizer(recipe: Recipe, store_uri: str) -> Output:
+    """The tokenizer's files alone, so that other weights with the same tokenizer reuse the token rows."""
+    folder = model_folder(recipe, store_uri)
+    present = [name for name in TOKENIZER_FILES if storage.exists(storage.join(folder, name))]
+    if "tokenizer.json" not in present:
+        raise InputError("no tokenizer.json", "save the tokenizer with save_pretrained of a fast tokenizer", folder)
+    return Output(tuple(_described(storage.join(folder, name), name) for name in present))
+
+
+def _described(uri: str, name: str) -> ArtifactFile:
+    data = storage.read_bytes(uri)
+    return ArtifactFile(name, len(data), hashlib.sha256(data).hexdigest())
