@@ -11,7 +11,7 @@ from typing import Any
 
 from jobs.makers import MAKERS
 from medschool import artifact
-from medschool.errors import MedschoolError, ServiceError, StageError
+from medschool.errors import MedschoolError, ServiceError, StageError, from_text
 from medschool.recipe import Recipe, load
 from medschool.stage import Resolved, fingerprint_in, raw_listing, resolve, stages
 
@@ -92,27 +92,19 @@ def main(do: Callable[[Run], None]) -> None:
         recipe = load(args.recipe, args.set)
         _connect()
         do(Run(recipe, store_from_environment()))
-    except MedschoolError as error:
-        print(f"error: {error.where}: {error.problem}" if error.where else f"error: {error.problem}", file=sys.stderr, flush=True)
-        print(f"fix: {error.remedy}", file=sys.stderr, flush=True)
-        sys.exit(error.exit_code)
     except Exception as error:
         known = cause_of(error)
         if known is None:
             raise
-        print(f"error: {known.where}: {known.problem}\nfix: {known.remedy}", file=sys.stderr, flush=True)
+        print(
+            f"error: {known.where + ': ' if known.where else ''}{known.problem}\nfix: {known.remedy}", file=sys.stderr, flush=True
+        )
         sys.exit(known.exit_code)
 
 
 def cause_of(error: BaseException) -> MedschoolError | None:
-    """The MedschoolError inside what Ray raises for a failed task, if there is one."""
-    seen: BaseException | None = error
-    while seen is not None:
-        inner = getattr(seen, "cause", None)
-        if isinstance(seen, MedschoolError):
-            return seen
-        seen = inner if isinstance(inner, BaseException) else seen.__cause__
-    return None
+    """The MedschoolError that an exception is, or that Ray wrapped into it, if there is one."""
+    return error if isinstance(error, MedschoolError) else from_text(str(error))
 
 
 def store_from_environment() -> str:
@@ -124,10 +116,11 @@ def store_from_environment() -> str:
 
 
 def _connect() -> None:
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # of this driver: the C++ side's remarks are not for users
     import ray
 
     ray.init(address="auto", log_to_driver=False, logging_level=logging.WARNING)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    for name in ("ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,6 +1,6 @@
 """The chat application as Serve's command line takes it.
 
-    serve run serve_apps.chat:app model=models:/medschool@champion        from the repository's root, until Ctrl-C
+    serve run serve_apps.chat:app model=models:/medschool-quickstart@champion        from the repository's root, until Ctrl-C
     serve deploy serve_apps/chat.yaml                                     on a running cluster
 
 Arguments: `ChatArgs`. The model reference and the API key are resolved once, when the application is built.

@@ -11,6 +11,8 @@
 The command line prints two lines, `error: <where>: <problem>` and `fix: <remedy>`, and exits with `exit_code`.
 """
 
+import re
+
 
 class MedschoolError(Exception):
     """An error with a remedy.
@@ -27,7 +29,21 @@ class MedschoolError(Exception):
         self.problem, self.remedy, self.where = problem, remedy, where
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.problem}; {self.remedy}" if self.where else f"{self.problem}; {self.remedy}"
+        """One line: `<where>: <problem> (fix: <remedy>)`. `from_text` reads it back."""
+        return " ".join(f"{self.where + ': ' if self.where else ''}{self.problem} (fix: {self.remedy})".split())
+
+
+def from_text(text: str) -> "MedschoolError | None":
+    """The last MedschoolError in a printed traceback, or None.
+
+    Ray wraps what a remote task raises and keeps the original as text only.
+    """
+    found = re.findall(r"^medschool\.errors\.(\w+): (.*) \(fix: (.*)\)$", text, flags=re.MULTILINE)
+    if not found:
+        return None
+    name, problem, remedy = found[-1]
+    kind = {known.__name__: known for known in MedschoolError.__subclasses__()}.get(name, MedschoolError)
+    return kind(problem, remedy)
 
 
 class RecipeError(MedschoolError):

@@ -11,6 +11,7 @@ Price: 176 MB to download, 400 MB in the store, half a minute of one core (the w
 """
 
 import fnmatch
+import importlib.util
 import json
 import subprocess
 import sys
@@ -225,7 +226,10 @@ def smollm2_from_gguf(folder: Path, out: Path) -> None:
 
     The loader leaves a quantization_config on the model, which forbids casts, so the weights move into a fresh model of the same
     shape. It also forgets that SmolLM2 splits digits off before anything else, which matters where a number follows white space.
+    Two runs with the same library versions write the same bytes. Raises InputError when the `gguf` library is not installed.
     """
+    if importlib.util.find_spec("gguf") is None:
+        raise InputError("the weights are a GGUF file and the gguf library is not installed", "pip install 'medschool[local]'")
     import torch
     from tokenizers import pre_tokenizers
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+from botocore.exceptions import ConnectionError as BotoConnectionError
 
 from medschool.errors import InputError, StorageError
 
@@ -104,7 +105,7 @@ def _explain(error: Exception, uri: str) -> StorageError:
         return StorageError(
             "no S3 credentials found", "run `medschool up`, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY", uri
         )
-    if isinstance(error, BotoCoreError | ConnectionError | TimeoutError):
+    if isinstance(error, HTTPClientError | BotoConnectionError | ConnectionError | TimeoutError):
         return StorageError(
             f"{endpoint} does not answer ({error})", "run `medschool doctor`; start the store with `medschool up`", uri
         )
@@ -202,7 +203,7 @@ def list_files(uri: str) -> list[FileInfo]:
     if any(mark in uri for mark in "*?["):
         found = fs.glob(uri, detail=True)
     elif exists(uri):
-        found = {uri: fs.info(uri)}
+        found = {uri.removeprefix("s3://"): fs.info(uri)}
     else:
         found = fs.find(uri, detail=True)
     scheme = "s3://" if is_s3(uri) else ""

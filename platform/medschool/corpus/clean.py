@@ -5,7 +5,7 @@ Unicode NFC. Runs of spaces go because the fast LLaMA tokenizer and SentencePiec
 two token sequences. Each pass can uncover work for the one before it (a removed character may join an accent to its letter), so
 the passes repeat until nothing changes, which makes `clean` idempotent: a rerun over its own output changes no hash.
 
-Price: about 3 MB of text a second and core, nearly all of it ftfy.
+Price: about 5 MB of text a second and core, nearly all of it ftfy.
 It does not know the language of a text, nor whether it is any good.
 """
 

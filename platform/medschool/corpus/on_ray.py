@@ -9,6 +9,7 @@ documents (8 bytes each) are compared on the driver: 40 MB for the paper's 4.8 m
 
 import gzip
 import io
+import zlib
 from collections import Counter
 from itertools import pairwise
 from typing import Any
@@ -34,12 +35,13 @@ def make_corpus(recipe: Recipe, source: str, store_uri: str, prefix_uri: str) ->
     """Read, clean and deduplicate one source. Raises InputError for an unreadable file, StageError when nothing is left."""
     spec = recipe.sources[source]
     rules = Rules(recipe.clean.min_chars, frozenset(spec.licences))
-    files = [
-        {"part": 0, "uri": info.uri, "format": files.format}
-        for files in spec.files
-        for info in storage.require_files(storage.join(store_uri, files.uri))
+    found = [
+        (info.uri, files.format) for files in spec.files for info in storage.require_files(storage.join(store_uri, files.uri))
     ]
-    files = [{**file, "part": part} for part, file in enumerate(files)]
+    files = [
+        {"part": part, "uri": uri, "name": uri.removeprefix(store_uri.rstrip("/") + "/"), "format": format_}
+        for part, (uri, format_) in enumerate(found)
+    ]
     jobs = ray.data.from_items(files, override_num_blocks=len(files))
     parts = jobs.map(
         _read_file, fn_kwargs={"source": source, "rules": rules, "prefix_uri": prefix_uri}, num_cpus=READ_CPUS
@@ -62,14 +64,14 @@ def make_corpus(recipe: Recipe, source: str, store_uri: str, prefix_uri: str) ->
 
 
 def _read_file(job: dict[str, Any], source: str, rules: Rules, prefix_uri: str) -> dict[str, Any]:
-    """One raw file: its documents and its drops written, its content hashes returned."""
+    """One raw file: its documents and drops written, its content hashes returned. Documents carry its path below the store."""
     data = storage.read_bytes(job["uri"])
     if job["uri"].endswith(".gz"):
-        data = _gunzip(data, job["uri"])
+        data = _gunzip(data, job["name"])
     documents: list[Document] = []
     dropped: list[Dropped] = []
     read = 0
-    for row in reader(job["format"])(data, job["uri"], source):
+    for row in reader(job["format"])(data, job["name"], source):
         read += 1
         kept = row if isinstance(row, Dropped) else clean(row, rules)
         (dropped if isinstance(kept, Dropped) else documents).append(kept)  # type: ignore[arg-type]
@@ -129,7 +131,7 @@ def _facts(parts: list[dict[str, Any]]) -> dict[str, Any]:
 def _gunzip(data: bytes, uri: str) -> bytes:
     try:
         return gzip.decompress(data)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"not a whole gzip file ({error})", "fetch the file again", uri) from error
 
 

@@ -8,7 +8,7 @@ and without references, tables, figures, formulas and acknowledgements. A citati
 XML is read with entities unresolved, no DTD and no network; a file that declares entities is refused. `elements` does that, for
 every XML format of this folder.
 
-Price: about 12,000 MEDLINE records a second and core; a full text takes 10 ms.
+Price: about 6,000 MEDLINE records a second and core; a full text takes 10 ms.
 """
 
 import html

@@ -31,17 +31,13 @@ def make_scores(recipe: Recipe, checkpoint: Artifact, tokens: dict[str, Artifact
     rows = rows.append_column("length", pc.list_value_length(rows.column("tokens"))).sort_by(
         [("length", "descending"), ("id", "ascending")]
     )
-    groups = [
-        {"number": number, "rows": rows.slice(first, DOCUMENTS_A_TASK)}
-        for number, first in enumerate(range(0, len(rows), DOCUMENTS_A_TASK))
-    ]
-    refs = [{"number": group["number"], "rows": ray.put(group["rows"])} for group in groups]
-    scored = ray.data.from_items(refs, override_num_blocks=len(refs)).map_batches(
+    groups = [rows.slice(first, DOCUMENTS_A_TASK).combine_chunks() for first in range(0, len(rows), DOCUMENTS_A_TASK)]
+    scored = ray.data.from_arrow(groups).map_batches(
         _Scorer,
         fn_constructor_kwargs={"checkpoint": checkpoint, "dtype": recipe.model.dtype},
-        batch_size=1,
-        batch_format="pandas",
-        concurrency=recipe.cluster.score_workers,
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(size=recipe.cluster.score_workers),
         num_cpus=1,
     )
     table = pa.Table.from_pylist(scored.take_all()).sort_by([("source", "ascending"), ("id", "ascending")])
@@ -56,8 +52,7 @@ class _Scorer:
     def __init__(self, checkpoint: Artifact, dtype: str) -> None:
         self._model = load_model(model_copy(checkpoint), dtype).eval()
 
-    def __call__(self, batch: Any) -> pa.Table:
-        rows = ray.get(batch["rows"].iloc[0])
+    def __call__(self, rows: pa.Table) -> pa.Table:
         documents = [np.asarray(tokens) for tokens in rows.column("tokens").to_pylist()]
         losses = document_losses(self._model, documents)
         targets = [max(0, len(document) - 1) for document in documents]

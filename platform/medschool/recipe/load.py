@@ -127,8 +127,8 @@ def _apply(data: dict[str, Any], override: str, lines: dict[Path_, str]) -> None
 
 
 def _explain(error: ValidationError, lines: dict[Path_, str], file: str) -> RecipeError:
-    """The first problem, at its line; further ones are counted."""
-    first = error.errors()[0]
+    """The first problem, at its line, a misspelt key before the one that is then missing; further ones are counted."""
+    first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
     path = tuple(part for part in first["loc"] if part != "[key]")
     problem, remedy = _words(first, path)
     if not path:  # a check across sections names its key itself: `gate.control: 'x' is not one of ...`

@@ -19,7 +19,7 @@ from ray import serve
 from ray.serve.config import BackpressureConfig
 from starlette.types import ASGIApp
 
-from medschool import artifact
+from medschool import artifact, registry
 from medschool.errors import InputError, ServiceError
 from medschool.serve.admission import hash_key
 from medschool.serve.api import Limits, ModelInfo, build_api
@@ -45,7 +45,7 @@ class ChatArgs(BaseModel):
     """The `model` that clients ask for."""
     engine: Literal["transformers", "echo"] = "transformers"
     """`echo` repeats the prompt: a load trial of everything but the model."""
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    dtype: Literal["bf16", "fp32"] = "bf16"
     max_context_tokens: Annotated[int, Field(ge=2)] = 1024
     """Longest prompt plus answer, in tokens."""
     max_concurrent_requests: Annotated[int, Field(ge=1)] = 8
@@ -71,24 +71,6 @@ class ChatArgs(BaseModel):
         if not key:
             raise ServiceError("no API key", "set MEDSCHOOL_API_KEY, or give hashes in api_key_sha256", "serve")
         return self.model_copy(update={"api_key_sha256": (hash_key(key),)})
-
-
-def manifest_uri_of(model: str) -> str:
-    """The manifest behind a model reference. Raises InputError when the registry has no such version, or it names no manifest."""
-    if not model.startswith("models:/"):
-        return model
-    import mlflow
-
-    name, _, alias = model.removeprefix("models:/").partition("@")
-    try:
-        version = mlflow.MlflowClient().get_model_version_by_alias(name, alias)
-    except mlflow.exceptions.MlflowException as error:
-        problem = f"the registry has no such model version ({error.message})"
-        raise InputError(problem, "register one, or check the alias and MLFLOW_TRACKING_URI", model) from error
-    uri = version.tags.get("manifest_uri")
-    if not uri:
-        raise InputError(f"version {version.version} has no tag manifest_uri", "register it with medschool", model)
-    return uri
 
 
 class Replica:
@@ -137,9 +119,18 @@ def application(args: ChatArgs) -> serve.Application:
 def _resolved(args: ChatArgs) -> tuple[ChatArgs, str, str]:
     """Arguments with keys, the manifest URI, and the identity of both."""
     args = args.with_keys()
-    manifest_uri = manifest_uri_of(args.model)
-    digest = artifact.read_manifest(manifest_uri).digest if manifest_uri else ""
+    manifest_uri = registry.manifest_of(args.model)[0] if args.model.startswith("models:/") else args.model
+    digest = _digest(manifest_uri) if manifest_uri else ""
     return args, manifest_uri, artifact.digest_of([args.model_dump(mode="json"), digest])
+
+
+def _digest(manifest_uri: str) -> str:
+    try:
+        return artifact.read_manifest(manifest_uri).digest
+    except FileNotFoundError as error:
+        raise InputError(
+            "no such manifest", "name the manifest of a finished training or of an adopted model", manifest_uri
+        ) from error
 
 
 def _bind(args: ChatArgs, manifest_uri: str, identity: str) -> serve.Application:
@@ -163,7 +154,7 @@ def _bind(args: ChatArgs, manifest_uri: str, identity: str) -> serve.Application
 def deploy(args: ChatArgs, http_port: int) -> str:
     """Serve `args` on this cluster and wait until it answers; the base URL. What already runs with them is left alone.
 
-    Raises ServiceError when it can not start, InputError when the model reference leads nowhere.
+    Raises ServiceError when it can not start or the registry knows no such model, InputError when there is no such manifest.
     """
     resolved = _resolved(args)
     serve.start(proxy_location="EveryNode", http_options={"host": HOST, "port": http_port})

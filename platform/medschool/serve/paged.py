@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessorList
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from transformers.generation.continuous_batching.cb_logits_processors import (
     ContinuousBatchingLogitsProcessor,
@@ -35,12 +35,13 @@ from transformers.generation.continuous_batching.cb_logits_processors import (
 
 from medschool.errors import InputError, PlanError, ServiceError
 from medschool.serve.engine import Finish, Sampling, Step
+from medschool.train.model import check_model_files, load_model
 
 PAGE_TOKENS = 32
 MAX_BATCH_TOKENS = 256
 STOP_TIMEOUT_S = 10.0
 
-Dtype = Literal["bfloat16", "float32"]
+Dtype = Literal["bf16", "fp32"]
 
 
 class TransformersEngine:
@@ -49,12 +50,12 @@ class TransformersEngine:
     end_ids: tokens that end an answer, besides those in the model's generation_config.json.
     """
 
-    def __init__(self, folder: Path, end_ids: Sequence[int], context_tokens: int, places: int, dtype: Dtype = "bfloat16") -> None:
+    def __init__(self, folder: Path, end_ids: Sequence[int], context_tokens: int, places: int, dtype: Dtype = "bf16") -> None:
         model = _load_model(folder, context_tokens, dtype)
         known = model.generation_config.eos_token_id
         self._end_ids = sorted({*end_ids, *([known] if isinstance(known, int) else known or [])})
         self._manager = model.init_continuous_batching(
-            generation_config=GenerationConfig(do_sample=False, eos_token_id=self._end_ids),  # type: ignore[no-untyped-call]
+            generation_config=GenerationConfig(do_sample=False, eos_token_id=self._end_ids),
             continuous_batching_config=_batching(context_tokens, places),
         )
         self._manager.logit_processor = _sampling_only()
@@ -96,7 +97,7 @@ class TransformersEngine:
             self._manager.stop(block=True, timeout=STOP_TIMEOUT_S, hard_stop=True)
 
 
-class Sampler(ContinuousBatchingLogitsProcessor):
+class Sampler(ContinuousBatchingLogitsProcessor):  # type: ignore[misc]  # transformers is not checked
     """Adds each request's own noise to its row, so that the argmax that follows is the draw.
 
     Rows are remembered between `prepare_tensor_args` and the call, which the synchronous loop makes in turn from one thread; the
@@ -164,8 +165,7 @@ def _load_model(folder: Path, context_tokens: int, dtype: Dtype) -> Any:
 
     Raises InputError for a folder that holds no safetensors or asks to run code, PlanError when the context is too long for it.
     """
-    if not any(folder.glob("*.safetensors")):
-        raise InputError("no *.safetensors: weights in pickle formats are not loaded", "export the model again", str(folder))
+    check_model_files([path.name for path in folder.iterdir()], str(folder))
     config = json.loads((folder / "config.json").read_text())
     if "auto_map" in config:
         raise InputError("config.json asks to run code from the folder (auto_map)", "use a built-in architecture", str(folder))
@@ -174,12 +174,4 @@ def _load_model(folder: Path, context_tokens: int, dtype: Dtype) -> Any:
         raise PlanError(
             f"max_context_tokens {context_tokens} is above the model's {limit}", f"set at most {limit}", "max_context_tokens"
         )
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=getattr(torch, dtype),
-        attn_implementation="sdpa",
-        use_safetensors=True,
-        local_files_only=True,
-        trust_remote_code=False,
-    )
-    return model.eval()
+    return load_model(folder, dtype).eval()

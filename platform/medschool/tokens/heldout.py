@@ -15,8 +15,10 @@ from medschool.errors import StageError
 from medschool.seed import seed_of
 from medschool.tokens.tokenizer import Tokenizer
 
-READ_AHEAD = 512
 LARGEST_SHARE = 0.1
+"""Of a source's documents, the most that are held out."""
+SHORTEST = 16
+"""Tokens that even a short document is expected to have; bounds how many candidates are read."""
 
 
 def choose_heldout(part_uris: list[str], tokenizer: Tokenizer, max_tokens: int, document_tokens: int, seed: int) -> pa.Table:
@@ -25,7 +27,7 @@ def choose_heldout(part_uris: list[str], tokenizer: Tokenizer, max_tokens: int, 
     Raises StageError when the source is too small to hold anything out.
     """
     ids = [(seed_of(seed, "heldout", id_), id_, uri) for uri in part_uris for id_ in _column(uri, "id")]
-    ranked = sorted(ids)[: max(1, min(READ_AHEAD, int(len(ids) * LARGEST_SHARE)))]
+    ranked = sorted(ids)[: max(1, min(max_tokens // SHORTEST, int(len(ids) * LARGEST_SHARE)))]
     if len(ids) < 2:
         raise StageError(
             f"{len(ids)} document cannot be split into training and held-out text", "add documents to this source", part_uris[0]

@@ -34,17 +34,16 @@ class Mixture:
         }
 
     def batches_for(self, source: str, rows: int) -> int:
-        """The smallest number of batches that holds `rows` rows of a source."""
+        """The smallest number of batches that holds `rows` (at least one) rows of a source."""
         index = list(self.weights).index(source)
         per_period = sum(counts[index] for counts in self._period)
-        rounds, rest = divmod(rows, per_period)
-        batches = rounds * len(self._period)
-        for counts in self._period:
-            if rest <= 0:
-                break
-            rest -= counts[index]
-            batches += 1
-        return batches
+        rounds, rest = divmod(rows - 1, per_period)
+        reached = 0
+        for place, counts in enumerate(self._period, 1):
+            reached += counts[index]
+            if reached > rest:
+                return rounds * len(self._period) + place
+        raise AssertionError("a period holds every row of its own sum")
 
 
 def _period(weights: tuple[int, ...], batch_rows: int) -> tuple[tuple[int, ...], ...]:

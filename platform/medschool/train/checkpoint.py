@@ -1,6 +1,6 @@
 """Training state in the store: written whole or not at all, found again by step, verified before it is loaded.
 
-    <run>/state/00000005/<attempt>/...     DeepSpeed's files of all ranks; an attempt is unique, so retries never mix with torn ones
+    <run>/state/00000005/<attempt>/...     DeepSpeed's files of all ranks; an attempt is unique, no retry mixes with torn ones
     <run>/state/00000005/manifest.json     sizes, sha256, the position in the data, the world size; put last, only if absent
 
 DeepSpeed's state files are pickles, and loading a pickle can run code: every hash is compared with the manifest before any is

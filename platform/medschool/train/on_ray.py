@@ -25,7 +25,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from medschool import storage
 from medschool.artifact import Artifact, ArtifactFile, Output, upload_folder, write_file
-from medschool.errors import MedschoolError, PlanError, StageError
+from medschool.errors import MedschoolError, PlanError, StageError, from_text
 from medschool.recipe import Recipe
 from medschool.tokens.on_ray import OrderedData
 from medschool.tokens.order import Order
@@ -331,6 +331,9 @@ def _explained(error: TrainingFailedError, max_failures: int, name: str) -> Meds
         cause = getattr(failure, "_base_exc", failure)
         if isinstance(cause, MedschoolError):
             return cause
+    wrapped = from_text(str(error))
+    if wrapped:
+        return wrapped
     last = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
     return StageError(
         f"training failed after {max_failures} restarts: {last.strip()}",

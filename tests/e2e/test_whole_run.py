@@ -1,0 +1,215 @@
+"""A user's path, with nothing replaced: local services, one submitted job, a killed driver, a second run, the served model.
+
+The text and the model are those of tests/tiny.py, in the formats and under the keys of the quickstart recipe; the store, Ray, MLflow and
+Serve are the real ones, in a home of this test's own.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import psutil
+import pytest
+
+ROOT = Path(__file__).parents[2]
+RECIPE = str(ROOT / "recipes" / "quickstart.yaml")
+OVERRIDES = [
+    "model.uri=raw/models/tiny", "model.dtype=fp32", "clean.min_chars=40",
+    "sources.books.files=[{uri: raw/hpo/hp.obo, format: hpo}]",
+    "sources.papers.files=[{uri: raw/medline/*.xml.gz, format: medline}]",
+    "tokens={row_tokens: 32, rows_per_shard: 64, heldout_tokens: 600, heldout_document_tokens: 64}",
+    "pretrain.length.steps=12", "pretrain.optimizer.lr=1e-2", "serve.max_context_tokens=128", "cluster.score_workers=1",
+]  # fmt: skip
+SETTINGS = [word for override in OVERRIDES for word in ("--set", override)]
+FOREIGN = ("AWS_", "MEDSCHOOL_", "MLFLOW_", "RAY_", "PYTHONPATH", "HF_")
+
+pytestmark = pytest.mark.timeout(900)
+
+
+@dataclass(frozen=True)
+class User:
+    """Someone at a terminal in an own folder."""
+
+    home: Path
+
+    @property
+    def variables(self) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
+        return kept | {"MEDSCHOOL_HOME": str(self.home), "MEDSCHOOL_CACHE": str(self.home / "cache"), "OMP_NUM_THREADS": "1"}
+
+    def command(self, *words: str) -> list[str]:
+        return [str(Path(sys.executable).with_name("medschool")), *words]
+
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(self.command(*words), env=self.variables, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(self.command(*words), env=self.variables, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def services(self) -> dict[str, str]:
+        """The variables of this home's services."""
+        code = "import json; from medschool.cluster import local, state; print(json.dumps(local.environment(state.home())))"
+        found = subprocess.run([sys.executable, "-c", code], env=self.variables | {"PYTHONPATH": str(ROOT / "platform")}, capture_output=True, text=True, check=True)
+        variables: dict[str, str] = json.loads(found.stdout)
+        return variables
+
+
+@pytest.fixture(scope="module")
+def user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[User]:
+    person = User(tmp_path_factory.mktemp("e2e") / "home")
+    try:
+        started = person.run("up")
+        assert started.returncode == 0, started.stdout + started.stderr
+        put_inputs(person, tmp_path_factory.mktemp("raw"))
+        yield person
+    finally:
+        stopped = person.run("down")
+        shutil.rmtree(person.home, ignore_errors=True)
+    assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+    assert [process for process in psutil.process_iter(["cmdline"]) if str(person.home) in " ".join(process.info["cmdline"] or [])] == []
+
+
+def put_inputs(user: User, folder: Path) -> None:
+    import s3fs
+    from tiny import write_raw
+
+    write_raw(folder)
+    variables = user.services()
+    store = s3fs.S3FileSystem(
+        key=variables["AWS_ACCESS_KEY_ID"], secret=variables["AWS_SECRET_ACCESS_KEY"], endpoint_url=variables["AWS_ENDPOINT_URL"]
+    )
+    store.put(str(folder / "raw"), "medschool/raw", recursive=True)
+
+
+@pytest.fixture(scope="module")
+def first_run(user: User) -> str:
+    """The output of the run that finished, after one whose driver was killed in the middle of training."""
+    killed = user.start("submit", RECIPE, *SETTINGS)
+    assert killed.stdout is not None
+    seen = []
+    for line in killed.stdout:
+        seen.append(line)
+        if "step 5/12" in line:
+            break
+    drivers = [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [])[1:3] == ["-m", "jobs.whole_run"]]
+    assert drivers, "".join(seen)
+    for driver in drivers:
+        driver.send_signal(signal.SIGKILL)
+    assert killed.wait(120) != 0
+    finished = user.run("submit", RECIPE, *SETTINGS)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return finished.stdout
+
+
+def test_a_run_after_a_killed_driver_goes_on_and_ends_with_a_table(first_run: str) -> None:
+    assert re.search(r"tokens/papers +cached", first_run)
+    assert "resuming at step 5" in first_run
+    assert re.search(r"knowledge - control +papers .* helped", first_run)
+    assert "Gate: passed." in first_run
+    assert "Not for clinical use." in first_run
+
+
+def test_a_second_run_finds_everything_finished(user: User, first_run: str) -> None:
+    again = user.run("submit", RECIPE, *SETTINGS)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert again.stdout.count("  cached") == 14 and "  run" not in again.stdout
+    table = "Held-out perplexity"
+    assert again.stdout[again.stdout.index(table) :].split("registered")[0] == first_run[first_run.index(table) :].split("registered")[0]
+
+
+def test_plan_and_status_are_machine_readable(user: User, first_run: str) -> None:
+    plan = json.loads(user.run("plan", RECIPE, *SETTINGS, "--json").stdout)
+    assert {stage["state"] for stage in plan["stages"]} == {"cached"}
+    assert plan["totals"]["pretrain"]["steps"] == 24 and plan["totals"]["pretrain"]["tokens"] == 24 * 20 * 32
+    changed = json.loads(user.run("plan", RECIPE, *SETTINGS, "--set", "pretrain.optimizer.lr=2e-2", "--json").stdout)
+    states = {stage["name"]: stage["state"] for stage in changed["stages"]}
+    assert states["tokens/papers"] == "cached" and states["pretrain/knowledge"] == "run" and states["evaluate/base"] == "cached"
+    status = json.loads(user.run("status", "--json").stdout)
+    assert status["serve"]["ready"] is True and status["serve"]["url"].startswith("http://127.0.0.1:")
+    assert status["ray"]["jobs"][0]["status"] == "SUCCEEDED"
+
+
+def test_mlflow_has_the_losses_once_and_the_alias(user: User, first_run: str) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(user.services()["MLFLOW_TRACKING_URI"])
+    experiment = client.get_experiment_by_name("quickstart")
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    assert set(runs) == {"control", "knowledge"} and {run.info.status for run in runs.values()} == {"FINISHED"}
+    for run in runs.values():
+        assert [point.step for point in client.get_metric_history(run.info.run_id, "loss")] == list(range(1, 13))
+    version = client.get_model_version_by_alias("medschool-quickstart", "champion")
+    assert version.tags["manifest_uri"].startswith("s3://medschool/artifacts/pretrain/knowledge/")
+    perplexity = runs["knowledge"].data.metrics["perplexity_papers"]
+    assert f"{perplexity:.2f}" in first_run
+
+
+def test_the_served_model_answers_the_openai_client(user: User, first_run: str) -> None:
+    url = json.loads(user.run("status", "--json").stdout)["serve"]["url"]
+    key = (user.home / "secrets" / "api_key").read_text().strip()
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key=key)
+    assert [model.id for model in client.models.list()] == ["medschool"]
+    asked: dict[str, Any] = {"model": "medschool", "messages": [{"role": "user", "content": "renal dose"}], "max_tokens": 12, "temperature": 0}
+    whole = client.chat.completions.create(**asked).choices[0].message.content
+    parts = [chunk.choices[0].delta.content or "" for chunk in client.chat.completions.create(**asked, stream=True) if chunk.choices]
+    assert whole and "".join(parts) == whole
+    for wrong in ("", "Bearer nope", f"Basic {key}"):
+        assert httpx.get(f"{url}/v1/models", headers={"Authorization": wrong} if wrong else {}).status_code == 401
+
+
+def test_the_printed_curl_line_works_as_printed(user: User, first_run: str) -> None:
+    line = next(line for line in first_run.splitlines() if line.strip().startswith("curl"))
+    answer = json.loads(subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+    assert answer["choices"][0]["message"]["role"] == "assistant"
+
+
+def test_no_secret_is_in_a_job_s_metadata_or_log(user: User, first_run: str) -> None:
+    variables = user.services()
+    secrets = [variables["AWS_SECRET_ACCESS_KEY"], variables["MEDSCHOOL_API_KEY"], Path(variables["RAY_AUTH_TOKEN_PATH"]).read_text().strip()]
+    headers = {"Authorization": f"Bearer {secrets[-1]}"}
+    jobs = httpx.get(f"{variables['MEDSCHOOL_RAY_JOBS']}/api/jobs/", headers=headers)
+    assert jobs.status_code == 200 and "quickstart-" in jobs.text
+    assert jobs.json()[0]["metadata"].keys() >= {"git_sha", "recipe_digest"}
+    logs = "".join(path.read_text(errors="replace") for path in (user.home / "logs").rglob("*") if path.is_file())
+    for secret in secrets:
+        assert secret not in jobs.text and secret not in first_run and secret not in logs
+
+
+def test_errors_are_two_lines_and_a_code(user: User) -> None:
+    cases = {
+        ("submit", RECIPE, "--set", "pretrain.batch_row=3"): (2, "unknown key", "did you mean `batch_rows`"),
+        ("submit", RECIPE, "--job", "corpsu"): (2, "no job 'corpsu'", "corpus"),
+        ("submit", RECIPE, *SETTINGS, "--set", "sources.papers.files=[{uri: raw/nothing/*.xml, format: medline}]"): (1, "no file matches", "medschool fetch"),
+        ("submit", RECIPE, *SETTINGS, "--set", "tokens.row_tokens=512"): (1, "row_tokens is 512", "256 or less"),
+        ("submit", RECIPE, *SETTINGS, "--set", "cluster.num_workers=40", "--set", "seed=8"): (1, "logical CPUs", "--num-cpus 42"),
+    }
+    for words, (code, problem, remedy) in cases.items():
+        result = user.run(*words)
+        text = result.stdout + result.stderr
+        assert result.returncode == code, text
+        error, fix = (next(line for line in text.splitlines() if line.startswith(start)) for start in ("error: ", "fix: "))
+        assert problem in error and remedy in fix and "Traceback" not in text
+
+
+def test_a_wrong_credential_and_a_dead_store_are_named(user: User) -> None:
+    wrong = user.variables | {"AWS_SECRET_ACCESS_KEY": "wrong", "AWS_ACCESS_KEY_ID": user.services()["AWS_ACCESS_KEY_ID"]}
+    for extra, problem in (
+        ({"AWS_ENDPOINT_URL": user.services()["AWS_ENDPOINT_URL"].replace("127.0.0.1", "localhost")}, "refuses these credentials"),
+        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "does not answer"),
+    ):
+        variables = wrong | {"MEDSCHOOL_STORE": "s3://medschool"} | extra
+        began = time.monotonic()
+        result = subprocess.run(user.command("plan", RECIPE), env=variables, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+        assert problem in result.stdout and "blocked" in result.stdout, result.stdout + result.stderr
+        assert time.monotonic() - began < 100

@@ -1,0 +1,118 @@
+"""Artifacts: the manifest is last and unique, sizes and hashes are checked, fingerprints say what decides the content."""
+
+import json
+import threading
+from pathlib import Path
+
+import pytest
+
+from medschool import artifact, storage
+from medschool.artifact import Output, fetch_files, find, make, read_manifest, write_file
+from medschool.errors import InputError, StorageError
+from medschool.recipe import Recipe, load
+from medschool.stage import stages
+
+ROOT = Path(__file__).parents[2]
+
+
+def made(store: str, content: bytes = b"rows") -> artifact.Artifact:
+    return make(store, "corpus/x", "f00d", {}, lambda prefix: Output((write_file(prefix, "a/b.txt", content),), {"rows": 1}))
+
+
+def test_a_finished_stage_is_found_again(tmp_path: Path) -> None:
+    store = str(tmp_path)
+    assert find(store, "corpus/x", "f00d") is None
+    first = made(store)
+    assert find(store, "corpus/x", "f00d") == first
+    assert storage.read_bytes(first.uri("a/b.txt")) == b"rows"
+
+
+def test_a_stage_that_dies_leaves_nothing_that_looks_finished(tmp_path: Path) -> None:
+    def dies(prefix: str) -> Output:
+        write_file(prefix, "a", b"half")
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        make(str(tmp_path), "corpus/x", "f00d", {}, dies)
+    assert list(tmp_path.rglob("a"))
+    assert find(str(tmp_path), "corpus/x", "f00d") is None
+
+
+def test_a_file_that_is_shorter_than_written_is_not_committed(tmp_path: Path) -> None:
+    def loses(prefix: str) -> Output:
+        file = write_file(prefix, "a", b"whole")
+        (Path(prefix) / "a").write_bytes(b"who")
+        return Output((file,))
+
+    with pytest.raises(StorageError, match="5 bytes were written, the store lists 3"):
+        make(str(tmp_path), "corpus/x", "f00d", {}, loses)
+    assert find(str(tmp_path), "corpus/x", "f00d") is None
+
+
+def test_of_two_writers_one_commits_and_the_other_takes_its_result(tmp_path: Path) -> None:
+    barrier, results = threading.Barrier(4), []
+
+    def write(number: int) -> None:
+        def do(prefix: str) -> Output:
+            file = write_file(prefix, "who", str(number).encode())
+            barrier.wait()
+            return Output((file,))
+
+        results.append(make(str(tmp_path), "corpus/x", "f00d", {}, do))
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({result.prefix_uri for result in results}) == 1
+    assert len(list(tmp_path.rglob("who"))) == 1
+
+
+def test_damage_after_commit_is_found_on_read(tmp_path: Path) -> None:
+    found = made(str(tmp_path / "store"))
+    Path(found.uri("a/b.txt")).write_bytes(b"rowz")
+    with pytest.raises(InputError, match="sha256"):
+        fetch_files(found, tmp_path / "local")
+    assert not (tmp_path / "local" / "a" / "b.txt").exists()
+
+
+def test_an_unreadable_manifest_is_named(tmp_path: Path) -> None:
+    found = made(str(tmp_path))
+    Path(found.manifest_uri).write_text(json.dumps({"stage": "corpus/x"}))
+    with pytest.raises(StorageError, match="not a manifest"):
+        read_manifest(found.manifest_uri)
+
+
+def test_equal_content_has_an_equal_digest(tmp_path: Path) -> None:
+    assert made(str(tmp_path / "a")).digest == made(str(tmp_path / "b")).digest
+    assert made(str(tmp_path / "a")).digest != made(str(tmp_path / "c"), b"other").digest
+
+
+def sections(recipe: Recipe) -> dict[str, str]:
+    return {stage.name: artifact.digest_of([stage.sections, stage.inputs, stage.raw]) for stage in stages(recipe)}
+
+
+@pytest.mark.parametrize(
+    ("override", "changed"),
+    [
+        ("cluster.num_workers=7", set()),
+        ("name=other", set()),
+        ("serve.max_context_tokens=64", set()),
+        ("clean.min_chars=300", {"corpus/books", "corpus/papers", "corpus/general"}),
+        ("pretrain.optimizer.lr=1e-4", {"pretrain/control", "pretrain/knowledge"}),
+        ("variants.knowledge.weights={books: 1}", {"pretrain/knowledge"}),
+        ("evaluate.confidence=0.9", {"verdict"}),
+        ("tokens.row_tokens=64", {"tokens/books", "tokens/papers", "tokens/general"}),
+    ],
+)
+def test_only_what_a_section_decides_changes_its_own_fingerprint(override: str, changed: set[str]) -> None:
+    before, after = (sections(load(ROOT / "recipes" / "quickstart.yaml", change)) for change in ([], [override]))
+    assert {name for name in before if before[name] != after[name]} == changed
+
+
+def test_stages_come_after_their_inputs() -> None:
+    seen: set[str] = set()
+    for stage in stages(load(ROOT / "recipes" / "quickstart.yaml")):
+        assert set(stage.inputs) <= seen
+        seen.add(stage.name)
