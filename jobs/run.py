@@ -76,7 +76,9 @@ def facts_line(facts: dict[str, Any]) -> str:
             return "(" + ", ".join(f"{key} {word(inner)}" for key, inner in value.items()) + ")"
         return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
 
-    return "  ".join(f"{key} {word(value)}" for key, value in facts.items() if key not in ("effects", "gate", "confidence"))
+    if "gate" in facts:
+        return f"gate passed: {facts['gate']['passed']}"
+    return "  ".join(f"{key} {word(value)}" for key, value in facts.items())
 
 
 def main(do: Callable[[Run], None]) -> None:
@@ -116,7 +118,6 @@ def store_from_environment() -> str:
 
 
 def _connect() -> None:
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # of this driver: the C++ side's remarks are not for users
     import ray
 
     ray.init(address="auto", log_to_driver=False, logging_level=logging.WARNING)

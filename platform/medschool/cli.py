@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -24,6 +25,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")
 
 def main() -> None:
     """Entry point: run a verb, print errors in two lines, exit with the error's code."""
+    logging.disable(logging.WARNING)  # libraries' remarks; what a user needs to know is printed
     try:
         app()
     except MedschoolError as error:

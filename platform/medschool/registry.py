@@ -20,7 +20,7 @@ def register(artifact: Artifact, name: str, alias: str, run_id: str | None, tags
     known = next((v for v in versions if v.tags.get(MANIFEST_TAG) == artifact.manifest_uri), None)
     if known is None:
         known = client.create_model_version(
-            name, artifact.uri("export"), run_id=run_id, tags={MANIFEST_TAG: artifact.manifest_uri, **tags}
+            name, artifact.uri("export"), run_id=run_id, tags={MANIFEST_TAG: artifact.manifest_uri, **tags}, await_creation_for=0
         )
     client.set_registered_model_alias(name, alias, known.version)
     return str(known.version)

@@ -52,15 +52,25 @@ class User:
         return [str(Path(sys.executable).with_name("medschool")), *words]
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(self.command(*words), env=self.variables, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+        return subprocess.run(
+            self.command(*words), env=self.variables, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
+        )
 
     def start(self, *words: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(self.command(*words), env=self.variables, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        return subprocess.Popen(
+            self.command(*words), env=self.variables, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
 
     def services(self) -> dict[str, str]:
         """The variables of this home's services."""
         code = "import json; from medschool.cluster import local, state; print(json.dumps(local.environment(state.home())))"
-        found = subprocess.run([sys.executable, "-c", code], env=self.variables | {"PYTHONPATH": str(ROOT / "platform")}, capture_output=True, text=True, check=True)
+        found = subprocess.run(
+            [sys.executable, "-c", code],
+            env=self.variables | {"PYTHONPATH": str(ROOT / "platform")},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         variables: dict[str, str] = json.loads(found.stdout)
         return variables
 
@@ -77,7 +87,9 @@ def user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[User]:
         stopped = person.run("down")
         shutil.rmtree(person.home, ignore_errors=True)
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
-    assert [process for process in psutil.process_iter(["cmdline"]) if str(person.home) in " ".join(process.info["cmdline"] or [])] == []
+    assert [
+        process for process in psutil.process_iter(["cmdline"]) if str(person.home) in " ".join(process.info["cmdline"] or [])
+    ] == []
 
 
 def put_inputs(user: User, folder: Path) -> None:
@@ -125,7 +137,10 @@ def test_a_second_run_finds_everything_finished(user: User, first_run: str) -> N
     assert again.returncode == 0, again.stdout + again.stderr
     assert again.stdout.count("  cached") == 14 and "  run" not in again.stdout
     table = "Held-out perplexity"
-    assert again.stdout[again.stdout.index(table) :].split("registered")[0] == first_run[first_run.index(table) :].split("registered")[0]
+    assert (
+        again.stdout[again.stdout.index(table) :].split("registered")[0]
+        == first_run[first_run.index(table) :].split("registered")[0]
+    )
 
 
 def test_plan_and_status_are_machine_readable(user: User, first_run: str) -> None:
@@ -160,9 +175,16 @@ def test_the_served_model_answers_the_openai_client(user: User, first_run: str) 
     key = (user.home / "secrets" / "api_key").read_text().strip()
     client = openai.OpenAI(base_url=f"{url}/v1", api_key=key)
     assert [model.id for model in client.models.list()] == ["medschool"]
-    asked: dict[str, Any] = {"model": "medschool", "messages": [{"role": "user", "content": "renal dose"}], "max_tokens": 12, "temperature": 0}
+    asked: dict[str, Any] = {
+        "model": "medschool",
+        "messages": [{"role": "user", "content": "renal dose"}],
+        "max_tokens": 12,
+        "temperature": 0,
+    }
     whole = client.chat.completions.create(**asked).choices[0].message.content
-    parts = [chunk.choices[0].delta.content or "" for chunk in client.chat.completions.create(**asked, stream=True) if chunk.choices]
+    parts = [
+        chunk.choices[0].delta.content or "" for chunk in client.chat.completions.create(**asked, stream=True) if chunk.choices
+    ]
     assert whole and "".join(parts) == whole
     for wrong in ("", "Bearer nope", f"Basic {key}"):
         assert httpx.get(f"{url}/v1/models", headers={"Authorization": wrong} if wrong else {}).status_code == 401
@@ -176,7 +198,11 @@ def test_the_printed_curl_line_works_as_printed(user: User, first_run: str) -> N
 
 def test_no_secret_is_in_a_job_s_metadata_or_log(user: User, first_run: str) -> None:
     variables = user.services()
-    secrets = [variables["AWS_SECRET_ACCESS_KEY"], variables["MEDSCHOOL_API_KEY"], Path(variables["RAY_AUTH_TOKEN_PATH"]).read_text().strip()]
+    secrets = [
+        variables["AWS_SECRET_ACCESS_KEY"],
+        variables["MEDSCHOOL_API_KEY"],
+        Path(variables["RAY_AUTH_TOKEN_PATH"]).read_text().strip(),
+    ]
     headers = {"Authorization": f"Bearer {secrets[-1]}"}
     jobs = httpx.get(f"{variables['MEDSCHOOL_RAY_JOBS']}/api/jobs/", headers=headers)
     assert jobs.status_code == 200 and "quickstart-" in jobs.text
@@ -190,7 +216,11 @@ def test_errors_are_two_lines_and_a_code(user: User) -> None:
     cases = {
         ("submit", RECIPE, "--set", "pretrain.batch_row=3"): (2, "unknown key", "did you mean `batch_rows`"),
         ("submit", RECIPE, "--job", "corpsu"): (2, "no job 'corpsu'", "corpus"),
-        ("submit", RECIPE, *SETTINGS, "--set", "sources.papers.files=[{uri: raw/nothing/*.xml, format: medline}]"): (1, "no file matches", "medschool fetch"),
+        ("submit", RECIPE, *SETTINGS, "--set", "sources.papers.files=[{uri: raw/nothing/*.xml, format: medline}]"): (
+            1,
+            "no file matches",
+            "medschool fetch",
+        ),
         ("submit", RECIPE, *SETTINGS, "--set", "tokens.row_tokens=512"): (1, "row_tokens is 512", "256 or less"),
         ("submit", RECIPE, *SETTINGS, "--set", "cluster.num_workers=40", "--set", "seed=8"): (1, "logical CPUs", "--num-cpus 42"),
     }
@@ -205,11 +235,16 @@ def test_errors_are_two_lines_and_a_code(user: User) -> None:
 def test_a_wrong_credential_and_a_dead_store_are_named(user: User) -> None:
     wrong = user.variables | {"AWS_SECRET_ACCESS_KEY": "wrong", "AWS_ACCESS_KEY_ID": user.services()["AWS_ACCESS_KEY_ID"]}
     for extra, problem in (
-        ({"AWS_ENDPOINT_URL": user.services()["AWS_ENDPOINT_URL"].replace("127.0.0.1", "localhost")}, "refuses these credentials"),
+        (
+            {"AWS_ENDPOINT_URL": user.services()["AWS_ENDPOINT_URL"].replace("127.0.0.1", "localhost")},
+            "refuses these credentials",
+        ),
         ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "does not answer"),
     ):
         variables = wrong | {"MEDSCHOOL_STORE": "s3://medschool"} | extra
         began = time.monotonic()
-        result = subprocess.run(user.command("plan", RECIPE), env=variables, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+        result = subprocess.run(
+            user.command("plan", RECIPE), env=variables, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+        )
         assert problem in result.stdout and "blocked" in result.stdout, result.stdout + result.stderr
         assert time.monotonic() - began < 100

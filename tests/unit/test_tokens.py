@@ -80,10 +80,6 @@ class Words:
         def __init__(self, ids: list[int]) -> None:
             self.ids = ids
 
-    @property
-    def backend_tokenizer(self) -> "Words":
-        return self
-
 
 def parts(folder: Path, ids: list[str], files: int) -> list[str]:
     uris = []

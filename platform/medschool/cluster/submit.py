@@ -6,8 +6,9 @@ the job's metadata or runtime environment: workers take credentials from the env
 
 import asyncio
 import getpass
-import logging
 import os
+import re
+import shlex
 import subprocess
 import time
 import uuid
@@ -32,6 +33,11 @@ EXCLUDES = [
     "*.egg-info/",
 ]
 STOPPED_EXIT_CODE = 130
+REMARK = re.compile(
+    r"\d{4}-\d\d-\d\d [\d:,]+\s+INFO |INFO \d{4}-\d\d-\d\d |\[\d{4}-\d\d-\d\d [\d:,]+ [IWE] \d+ \d+\] "
+    r"|\x1b\[33m\(raylet\)\x1b\[0m WARNING: \d+ PYTHON"
+)
+"""What Ray says to itself in a job's log: Python lines of level INFO, lines of its C++ core. `ray job logs` shows them."""
 
 
 def submission_id(recipe_name: str, now: datetime) -> str:
@@ -41,8 +47,6 @@ def submission_id(recipe_name: str, now: datetime) -> str:
 
 def submit(root: Path, job: str, name: str, arguments: list[str], metadata: dict[str, str], say: Callable[[str], None]) -> str:
     """Submit `python -m jobs.<job> <arguments>` with the tree at `root`; the submission id. ServiceError when Ray is away."""
-    import shlex
-
     identity = submission_id(name, datetime.now())
     env = {
         "PYTHONPATH": "platform",
@@ -51,7 +55,6 @@ def submit(root: Path, job: str, name: str, arguments: list[str], metadata: dict
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     }
     jobs = client()
-    logging.getLogger("ray").setLevel(logging.ERROR)  # after the client has set it: or every file that stays behind is listed
     jobs.submit_job(
         entrypoint=shlex.join(["python", "-m", f"jobs.{job}", *arguments]),
         submission_id=identity,
@@ -65,7 +68,6 @@ def submit(root: Path, job: str, name: str, arguments: list[str], metadata: dict
 def follow(identity: str, say: Callable[[str], None]) -> int:
     """Print the job's log until it ends; its exit code. Ctrl-C stops the job; what it finished is kept."""
     jobs = client()
-    logging.getLogger("ray").setLevel(logging.ERROR)
     try:
         asyncio.run(_tail(jobs, identity, say))
         while not (info := jobs.get_job_info(identity)).status.is_terminal():
@@ -84,7 +86,9 @@ def follow(identity: str, say: Callable[[str], None]) -> int:
 
 async def _tail(jobs: Any, identity: str, say: Callable[[str], None]) -> None:
     async for lines in jobs.tail_job_logs(identity):
-        say(lines.rstrip("\n"))
+        for line in lines.rstrip("\n").split("\n"):
+            if not REMARK.match(line):
+                say(line)
 
 
 def client() -> Any:

@@ -2,7 +2,6 @@
 
 import functools
 import io
-from typing import Any
 
 import numpy as np
 import pyarrow as pa

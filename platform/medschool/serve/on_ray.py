@@ -10,6 +10,7 @@ Serve restarts a replica that dies or fails its health check; requests meanwhile
 beyond it get 429 with Retry-After, which OpenAI's clients obey. Every bound is set here: Serve's own default queue has none.
 """
 
+import logging
 import os
 import time
 from typing import Annotated, Any, Literal, Self
@@ -157,6 +158,7 @@ def deploy(args: ChatArgs, http_port: int) -> str:
     Raises ServiceError when it can not start or the registry knows no such model, InputError when there is no such manifest.
     """
     resolved = _resolved(args)
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
     serve.start(proxy_location="EveryNode", http_options={"host": HOST, "port": http_port})
     url = f"http://{HOST}:{http_port}"
     if _running_identity() != resolved[2]:

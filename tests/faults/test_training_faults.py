@@ -1,0 +1,146 @@
+"""Training that loses a worker or finds a damaged checkpoint ends with the same bytes as training that was left alone."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from jobs.makers import MAKERS
+from jobs.run import Run
+from medschool import artifact, storage
+from medschool.errors import PlanError, StageError
+from medschool.recipe import load
+from medschool.stage import fingerprint_in, raw_listing
+
+STAGE = "pretrain/knowledge"
+SETTINGS = ("pretrain.length.steps=36", "cluster.checkpoint_every_steps=4")
+
+
+class Watched(Run):
+    """A run of the tiny recipe that keeps its lines, and shows each one to `watch` as it is said."""
+
+    def __init__(self, store: Path, *overrides: str, watch: Callable[["Watched"], None] = lambda run: None) -> None:
+        super().__init__(load(store / "tiny.yaml", [*SETTINGS, *overrides]), str(store))
+        self.lines: list[str] = []
+        self._watch = watch
+
+    def say(self, text: str) -> None:
+        self.lines.append(text.strip())
+        self._watch(self)
+
+    def train(self) -> artifact.Artifact:
+        """Only this one variant."""
+        stage = self.stages[STAGE]
+        inputs = {name: self.artifact(name) for name in stage.inputs}
+        return MAKERS["pretrain"](self, stage, inputs, fingerprint_in(stage, inputs, raw_listing(stage, self.store_uri)))
+
+    def said(self, start: str) -> list[str]:
+        return [line for line in self.lines if line.startswith(start)]
+
+
+class Killer:
+    """Kills one training worker with SIGKILL, once, when `states` checkpoints are in the store and a step was trained since."""
+
+    def __init__(self, states: int) -> None:
+        self._states, self.killed = states, 0
+
+    def __call__(self, run: Watched) -> None:
+        if not self.killed and run.lines[-1].startswith("step") and len(manifests(run)) >= self._states:
+            workers = [
+                child
+                for child in psutil.Process().children(recursive=True)
+                if "RayTrainWorker" in child.name() + "".join(child.cmdline())
+            ]
+            workers[-1].kill()
+            self.killed += 1
+
+
+def manifests(run: Watched) -> list[Path]:
+    """Committed training states of a run, oldest first."""
+    return sorted(Path(run.store_uri, "artifacts", STAGE).glob("*/state/*/manifest.json"))
+
+
+def weights(made: artifact.Artifact) -> str:
+    return next(file.sha256 for file in made.files if file.path == "export/model.safetensors")
+
+
+def losses(made: artifact.Artifact) -> dict[int, float]:
+    lines = [json.loads(line) for line in storage.read_bytes(made.uri("metrics.jsonl")).splitlines()]
+    return {line["step"]: line["loss"] for line in lines}
+
+
+def resumed_steps(run: Watched) -> list[int]:
+    return [int(line.split()[3]) for line in run.said("resuming at step")]
+
+
+@pytest.fixture(scope="module")
+def prepared(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store in which everything but the training is finished."""
+    from tiny import write_raw
+
+    store = tmp_path_factory.mktemp("faults") / "store"
+    write_raw(store)
+    run = Watched(store)
+    for kind in ("model", "tokenizer", "corpus", "tokens"):
+        run.make(kind)
+    return store
+
+
+@pytest.fixture(scope="module")
+def left_alone(prepared: Path) -> artifact.Artifact:
+    """The checkpoint of a training that nothing happened to."""
+    run = Watched(prepared)
+    made = run.train()
+    assert not run.said("resuming") and sorted(losses(made)) == list(range(1, 37))
+    return made
+
+
+@pytest.fixture
+def store(prepared: Path, tmp_path: Path) -> Path:
+    """A store of its own for each test, so that the same fingerprint is trained again."""
+    ignored = shutil.ignore_patterns("pretrain")
+    return Path(shutil.copytree(prepared, tmp_path / "store", ignore=ignored))
+
+
+def test_a_killed_worker_costs_time_and_not_one_bit(left_alone: artifact.Artifact, store: Path) -> None:
+    killer = Killer(states=1)
+    run = Watched(store, watch=killer)
+    made = run.train()
+    assert killer.killed == 1
+    assert len(resumed_steps(run)) == 1 and resumed_steps(run)[0] % 4 == 0
+    assert weights(made) == weights(left_alone)
+    after = losses(made)
+    assert after and after == {step: loss for step, loss in losses(left_alone).items() if step in after}
+
+
+def test_damaged_checkpoints_are_passed_over_and_not_one_bit_changes(left_alone: artifact.Artifact, store: Path) -> None:
+    first = Watched(store, "cluster.max_failures=0", watch=Killer(states=2))
+    with pytest.raises(StageError, match="after 0 restarts") as failed:
+        first.train()
+    assert failed.value.remedy
+
+    with pytest.raises(PlanError, match=r"checkpoint is of 2 workers.*this group has 1") as refused:
+        Watched(store, "cluster.max_failures=0", "cluster.num_workers=1").train()
+    assert "same cluster.num_workers" in refused.value.remedy
+
+    whole, newest = manifests(first)
+    flip_a_bit(next(newest.parent.rglob("*optim_states.pt")))
+    torn = newest.parent.with_name("00000035") / "torn" / "state"
+    torn.mkdir(parents=True)
+    (torn / "mp_rank_00_model_states.pt").write_bytes(b"half a fi")
+
+    second = Watched(store)
+    made = second.train()
+    assert resumed_steps(second) == [int(newest.parent.name), int(whole.parent.name)]
+    assert any("sha256" in line and "optim_states.pt" in line for line in second.said("checkpoint passed over"))
+    assert weights(made) == weights(left_alone)
+    assert not (Path(first.store_uri) / "artifacts" / STAGE / made.fingerprint / "state").exists()
+
+
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
