@@ -77,22 +77,23 @@ def resumed_steps(run: Watched) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def prepared(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def prepared(tiny_store: Path, ray_cluster: None) -> Path:
     """A store in which everything but the training is finished."""
-    from tiny import write_raw
-
-    store = tmp_path_factory.mktemp("faults") / "store"
-    write_raw(store)
-    run = Watched(store)
+    run = Watched(tiny_store)
     for kind in ("model", "tokenizer", "corpus", "tokens"):
         run.make(kind)
-    return store
+    return tiny_store
+
+
+def copy_of(prepared: Path, store: Path) -> Path:
+    """A store of its own, so that the same fingerprint is trained again."""
+    return Path(shutil.copytree(prepared, store, ignore=shutil.ignore_patterns("pretrain")))
 
 
 @pytest.fixture(scope="module")
-def left_alone(prepared: Path) -> artifact.Artifact:
+def left_alone(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> artifact.Artifact:
     """The checkpoint of a training that nothing happened to."""
-    run = Watched(prepared)
+    run = Watched(copy_of(prepared, tmp_path_factory.mktemp("left_alone") / "store"))
     made = run.train()
     assert not run.said("resuming") and sorted(losses(made)) == list(range(1, 37))
     return made
@@ -100,9 +101,7 @@ def left_alone(prepared: Path) -> artifact.Artifact:
 
 @pytest.fixture
 def store(prepared: Path, tmp_path: Path) -> Path:
-    """A store of its own for each test, so that the same fingerprint is trained again."""
-    ignored = shutil.ignore_patterns("pretrain")
-    return Path(shutil.copytree(prepared, tmp_path / "store", ignore=ignored))
+    return copy_of(prepared, tmp_path / "store")
 
 
 def test_a_killed_worker_costs_time_and_not_one_bit(left_alone: artifact.Artifact, store: Path) -> None:

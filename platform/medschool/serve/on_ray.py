@@ -21,7 +21,7 @@ from ray.serve.config import BackpressureConfig
 from starlette.types import ASGIApp
 
 from medschool import artifact, registry
-from medschool.errors import InputError, ServiceError
+from medschool.errors import InputError, MedschoolError, ServiceError, from_text
 from medschool.serve.admission import hash_key
 from medschool.serve.api import Limits, ModelInfo, build_api
 from medschool.serve.engine import EchoEngine, Engine
@@ -165,10 +165,17 @@ def deploy(args: ChatArgs, http_port: int) -> str:
         try:
             serve.run(_bind(*resolved), name=APP_NAME, route_prefix="/")
         except RuntimeError as error:
-            problem = f"the chat application did not start: {error}"
-            raise ServiceError(problem, "see `serve status` and the replica's log", url) from error
+            raise _not_started(error, url) from error
     _must_answer(url)
     return url
+
+
+def _not_started(error: RuntimeError, url: str) -> MedschoolError:
+    """The replica's own error where it has a remedy, else a ServiceError with the last line that the replica wrote."""
+    app = serve.status().applications.get(APP_NAME)
+    text = "\n".join(deployment.message for deployment in app.deployments.values()) if app else str(error)
+    lines = [line for line in text.splitlines() if line.strip()] or [str(error)]
+    return from_text(text) or ServiceError(f"the chat application did not start: {lines[-1].strip()}", "see its log", url)
 
 
 def _running_identity() -> str | None:

@@ -53,9 +53,10 @@ class CheckpointText:
     """The tokenizer and the template of a checkpoint folder."""
 
     def __init__(self, folder: Path) -> None:
-        tokenizer = load_tokenizer(folder)
-        self._raw: Any = tokenizer.raw
-        self.end_ids: tuple[int, ...] = (tokenizer.eos_id,)
+        from transformers import AutoTokenizer
+
+        self.end_ids: tuple[int, ...] = (load_tokenizer(folder).eos_id,)
+        self._raw: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         if not self._raw.chat_template:
             raise InputError("no chat_template.jinja", "export the model again with its prompt template", str(folder))
 

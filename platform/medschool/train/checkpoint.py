@@ -4,11 +4,13 @@
     <run>/state/00000005/manifest.json     sizes, sha256, the position in the data, the world size; put last, only if absent
 
 DeepSpeed's state files are pickles, and loading a pickle can run code: every hash is compared with the manifest before any is
-opened. The newest step whose files are whole wins; a damaged one is named and passed over.
+opened. The newest step whose files are whole wins; a damaged one is named and passed over. Sizes are checked at every start;
+hashes by those who load, who take the manifest back when one differs and start again from the step before.
 """
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -105,3 +107,15 @@ def fetch_state(state: State, folder: Path) -> Path:
         list(state.files),
     )
     return folder
+
+
+def withdraw_state(manifest_uri: str) -> bool:
+    """Take back the manifest of a damaged state, so that the next start uses the one before; False when another rank has done it.
+
+    What the manifest said stays beside the files as damaged.json.
+    """
+    with suppress(FileNotFoundError):
+        storage.write_bytes(manifest_uri.removesuffix("manifest.json") + "damaged.json", storage.read_bytes(manifest_uri))
+        storage.delete_file(manifest_uri)
+        return True
+    return False

@@ -25,7 +25,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from medschool import storage
 from medschool.artifact import Artifact, ArtifactFile, Output, upload_folder, write_file
-from medschool.errors import MedschoolError, PlanError, StageError, from_text
+from medschool.errors import InputError, MedschoolError, PlanError, StageError, from_text
 from medschool.recipe import Recipe
 from medschool.tokens.on_ray import OrderedData
 from medschool.tokens.order import Order
@@ -40,6 +40,7 @@ from medschool.train.checkpoint import (
     prune_states,
     read_state,
     state_prefix,
+    withdraw_state,
 )
 from medschool.train.loop import Step, train
 from medschool.train.model import DTYPES, load_model, model_copy
@@ -158,7 +159,7 @@ def _work(config: dict[str, Any]) -> dict[str, Any] | None:
     try:
         engine = _engine(deepspeed, phase, world_size)
         if start.state_uri:
-            _load_state(engine, start, scratch)
+            _load_state(engine, start, scratch, config["board"])
         return _steps(engine, phase, start, rank, world_size, scratch, config["board"])
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -238,7 +239,8 @@ def _save_state(engine: Any, phase: Phase, position: Position, rank: int, world_
         prune_states(phase.run_uri)
 
 
-def _load_state(engine: Any, start: Position, scratch: Path) -> None:
+def _load_state(engine: Any, start: Position, scratch: Path, board: Any) -> None:
+    """Load what `start` names. A damaged state is withdrawn: this start fails, the next one uses the state before it."""
     state = read_state(start.state_uri)
     if state.world_size != engine.world_size or state.zero_stage != engine.zero_optimization_stage():
         raise PlanError(
@@ -247,7 +249,13 @@ def _load_state(engine: Any, start: Position, scratch: Path) -> None:
             "resume with the same cluster.num_workers and cluster.zero_stage, or delete the checkpoint",
             start.state_uri,
         )
-    folder = fetch_state(state, scratch / "resume")
+    try:
+        folder = fetch_state(state, scratch / "resume")
+    except InputError as error:
+        passed_over = InputError(error.problem, "run again: the checkpoint before it is used", error.where)
+        if withdraw_state(start.state_uri):
+            ray.get(board.put.remote(f"checkpoint passed over: {passed_over}"))
+        raise passed_over from error
     engine.load_checkpoint(str(folder), tag="state")
     shutil.rmtree(folder)
 
