@@ -12,6 +12,7 @@ from typing import Any
 from jobs.makers import MAKERS
 from medschool import artifact
 from medschool.errors import MedschoolError, ServiceError, StageError, from_text
+from medschool.plan import check_model
 from medschool.recipe import Recipe, load
 from medschool.stage import Resolved, fingerprint_in, raw_listing, resolve, stages
 
@@ -91,9 +92,10 @@ def main(do: Callable[[Run], None]) -> None:
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        recipe = load(args.recipe, args.set)
+        recipe, store_uri = load(args.recipe, args.set), store_from_environment()
+        check_model(recipe, store_uri)
         _connect()
-        do(Run(recipe, store_from_environment()))
+        do(Run(recipe, store_uri))
     except Exception as error:
         known = cause_of(error)
         if known is None:

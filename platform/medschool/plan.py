@@ -87,7 +87,15 @@ def _times(phase: Phase, source: str) -> str:
 
 def make_plan(recipe: Recipe, store_uri: str) -> Plan:
     """Resolve every stage and work out every phase. Raises PlanError when the recipe and the model do not fit each other."""
+    shape = check_model(recipe, store_uri)
     resolved = resolve_all(recipe, store_uri)
+    rows = {name: _rows(recipe, name, resolved) for name in recipe.sources}
+    phases = tuple(_phase(recipe, name, rows, shape) for name, variant in recipe.variants.items() if variant.weights)
+    return Plan(recipe, resolved, phases, parameters(shape) if shape else None)
+
+
+def check_model(recipe: Recipe, store_uri: str) -> Shape | None:
+    """The model's shape where it is known. Raises PlanError when a row is longer than the model takes, or two shapes differ."""
     shape = model_shape(recipe, store_uri)
     if shape and recipe.tokens.row_tokens > shape.max_position_embeddings:
         raise PlanError(
@@ -95,13 +103,13 @@ def make_plan(recipe: Recipe, store_uri: str) -> Plan:
             f"set tokens.row_tokens to {shape.max_position_embeddings} or less",
             "tokens.row_tokens",
         )
-    rows = {name: _rows(recipe, name, resolved) for name in recipe.sources}
-    phases = tuple(_phase(recipe, name, rows, shape) for name, variant in recipe.variants.items() if variant.weights)
-    return Plan(recipe, resolved, phases, parameters(shape) if shape else None)
+    return shape
 
 
 def model_shape(recipe: Recipe, store_uri: str) -> Shape | None:
     """Shape from the model's config.json in the store, else from the recipe; PlanError when the two differ."""
+    if not store_uri:
+        return recipe.model.shape
     uri = storage.join(store_uri, recipe.model.uri, "config.json")
     try:
         stored = shape_of(json.loads(storage.read_bytes(uri)), uri)

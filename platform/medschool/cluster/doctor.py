@@ -233,7 +233,7 @@ def _cpus(variables: dict[str, str], needed: int) -> Check:
         return Check("cpus", False, f"the list of nodes answers {status}", "run `medschool up`")
     nodes = json.loads(body)["data"]["result"]["result"]
     total = int(sum(node["resources_total"].get("CPU", 0) for node in nodes if node["state"] == "ALIVE"))
-    fix = f"run `medschool down` and then `medschool up --cpus {needed}`, or add nodes to your cluster"
+    fix = f"run `medschool down` and then `medschool up --num-cpus {needed}`, or add nodes to your cluster"
     return _check("cpus", total >= needed, f"{total} logical CPUs, {needed} needed", fix)
 
 

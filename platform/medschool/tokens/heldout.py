@@ -27,7 +27,8 @@ def choose_heldout(part_uris: list[str], tokenizer: Tokenizer, max_tokens: int, 
     Raises StageError when the source is too small to hold anything out.
     """
     ids = [(seed_of(seed, "heldout", id_), id_, uri) for uri in part_uris for id_ in _column(uri, "id")]
-    ranked = sorted(ids)[: max(1, min(max_tokens // min(SHORTEST, document_tokens), int(len(ids) * LARGEST_SHARE)))]
+    candidates = min(-(-max_tokens // min(SHORTEST, document_tokens)), int(len(ids) * LARGEST_SHARE))
+    ranked = sorted(ids)[: max(1, candidates)]
     if len(ids) < 2:
         raise StageError(
             f"{len(ids)} document cannot be split into training and held-out text", "add documents to this source", part_uris[0]

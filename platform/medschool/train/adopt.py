@@ -10,7 +10,7 @@ from medschool.artifact import ArtifactFile, Output
 from medschool.errors import InputError
 from medschool.recipe import Recipe
 from medschool.tokens.tokenizer import TOKENIZER_FILES
-from medschool.train.model import check_model_files, position_limit
+from medschool.train.model import check_model_files
 
 
 def model_folder(recipe: Recipe, store_uri: str) -> str:
@@ -18,19 +18,12 @@ def model_folder(recipe: Recipe, store_uri: str) -> str:
 
 
 def adopt_model(recipe: Recipe, store_uri: str) -> Output:
-    """All files of the base model. Raises InputError without config.json or safetensors, or for rows too long for the model."""
+    """All files of the base model. Raises InputError without config.json or safetensors."""
     folder = model_folder(recipe, store_uri)
     names = {
         info.uri.rsplit("/", 1)[1]: info.uri for info in storage.require_files(folder) if info.uri.rsplit("/", 1)[0] == folder
     }
     check_model_files(list(names), folder)
-    limit = position_limit(storage.read_bytes(names["config.json"]), names["config.json"])
-    if recipe.tokens.row_tokens > limit:
-        raise InputError(
-            f"tokens.row_tokens is {recipe.tokens.row_tokens}, this model takes at most {limit} positions",
-            f"set tokens.row_tokens to {limit} or less",
-            names["config.json"],
-        )
     return Output(tuple(_described(uri, name) for name, uri in sorted(names.items()) if name != "MANIFEST.json"))
 
 

@@ -84,12 +84,13 @@ def _update(engine: Any, table: pa.Table, dtype: torch.dtype, world_size: int) -
     """One optimizer step; the mean loss of the global batch."""
     tokens, lengths = tokens_of(table), table.column("doc_lengths").to_pylist()
     targets = targets_of(tokens, lengths, table.column("weight").to_numpy())
-    totals = torch.tensor([float((targets != IGNORED).sum()), 0.0], dtype=torch.float64)
+    totals = torch.tensor([float((targets != IGNORED).sum()), 0.0], dtype=torch.float64, device=engine.device)
     dist.all_reduce(totals[:1])
     micro, accumulation = engine.train_micro_batch_size_per_gpu(), engine.gradient_accumulation_steps()
     for first in range(0, len(tokens), micro):
         rows = slice(first, first + micro)
-        loss = summed_loss(engine, model_inputs(tokens[rows], lengths[rows], dtype), targets[rows])
+        inputs = {name: tensor.to(engine.device) for name, tensor in model_inputs(tokens[rows], lengths[rows], dtype).items()}
+        loss = summed_loss(engine, inputs, targets[rows].to(engine.device))
         totals[1] += loss.detach().double()
         engine.backward(loss * (world_size * accumulation / float(totals[0])))
         engine.step()

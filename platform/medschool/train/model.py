@@ -6,7 +6,6 @@ and the loss of its documents run one by one. The mask is additive and four-dime
 implementation (position ids alone leak between documents when the cache is on; a boolean mask is wrong in `eager`).
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +44,6 @@ def check_model_files(names: list[str], where: str) -> None:
         raise InputError(
             f"no *.safetensors ({found})", "convert with model.save_pretrained(folder) on a machine you trust", where
         )
-
-
-def position_limit(config_json: bytes, where: str) -> int:
-    """Longest sequence the model was made for, in tokens. Raises InputError when config.json does not say."""
-    try:
-        return int(json.loads(config_json)["max_position_embeddings"])
-    except (ValueError, KeyError) as error:
-        raise InputError(f"config.json gives no max_position_embeddings ({error})", "use a LLaMA-family model", where) from error
 
 
 def piece_numbers(doc_lengths: list[list[int]], row_tokens: int) -> np.ndarray:

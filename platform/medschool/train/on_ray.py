@@ -19,6 +19,7 @@ from typing import Any
 
 import ray
 import ray.train
+from ray._private.state import state
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
@@ -98,12 +99,14 @@ def make_checkpoint(
 
 def _check_cluster(recipe: Recipe) -> None:
     """Workers must leave Ray Data logical CPUs to read with: without any, the feed waits for ever and says nothing."""
-    spec, total = recipe.cluster, int(ray.cluster_resources().get("CPU", 0))
+    spec = recipe.cluster
+    grown = state.get_max_resources_from_cluster_config() or {}  # what the autoscaler may start; None without one
+    total = int(max(ray.cluster_resources().get("CPU", 0), grown.get("CPU", 0)))
     need = spec.num_workers * spec.cpus_per_worker + spec.data_cpus
     if total < need:
         raise PlanError(
             f"{spec.num_workers} workers of {spec.cpus_per_worker} CPU, {spec.data_cpus} for Ray Data: need {need} logical CPUs, "
-            f"the cluster has {total}",
+            f"the cluster has at most {total}",
             f"start Ray with --num-cpus {need} or more (`medschool up --num-cpus {need}`), or lower cluster.num_workers",
             "cluster.num_workers",
         )
