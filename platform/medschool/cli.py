@@ -148,7 +148,7 @@ def submit(
     metadata = {
         "recipe": checked.name,
         "recipe_digest": recipe_digest(checked),
-        "mlflow": os.environ.get("MLFLOW_TRACKING_URI", "none"),
+        "mlflow_experiment": checked.name,
     }
     identity = ray_jobs.submit(root, job, checked.name, arguments, metadata, _say)
     if detach:

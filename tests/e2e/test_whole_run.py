@@ -105,8 +105,22 @@ def put_inputs(user: User, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def first_run(user: User) -> str:
-    """The output of the run that finished, after one whose driver was killed in the middle of training."""
+def interrupted(user: User) -> str:
+    """The output of a run that the user stopped with Ctrl-C while it tokenized."""
+    stopped = user.start("submit", RECIPE, *SETTINGS)
+    assert stopped.stdout is not None
+    seen = []
+    for line in stopped.stdout:
+        seen.append(line)
+        if re.search(r"tokens/books +run", line):
+            stopped.send_signal(signal.SIGINT)
+    assert stopped.wait(120) == 130, "".join(seen)
+    return "".join(seen)
+
+
+@pytest.fixture(scope="module")
+def first_run(user: User, interrupted: str) -> str:
+    """The output of the run that finished, after one that was stopped and one whose driver was killed in the middle of training."""
     killed = user.start("submit", RECIPE, *SETTINGS)
     assert killed.stdout is not None
     seen = []
@@ -114,6 +128,7 @@ def first_run(user: User) -> str:
         seen.append(line)
         if "step 5/12" in line:
             break
+    assert any(re.search(r"corpus/papers +cached", line) for line in seen), "".join(seen)
     drivers = [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [])[1:3] == ["-m", "jobs.whole_run"]]
     assert drivers, "".join(seen)
     for driver in drivers:
@@ -122,6 +137,16 @@ def first_run(user: User) -> str:
     finished = user.run("submit", RECIPE, *SETTINGS)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     return finished.stdout
+
+
+def test_ctrl_c_stops_the_job_and_says_that_nothing_is_lost(user: User, interrupted: str) -> None:
+    assert "the next submit goes on from there" in interrupted
+    identity = re.search(r"submitted (\S+)", interrupted)
+    assert identity
+    variables = user.services()
+    headers = {"Authorization": f"Bearer {Path(variables['RAY_AUTH_TOKEN_PATH']).read_text().strip()}"}
+    job = httpx.get(f"{variables['MEDSCHOOL_RAY_JOBS']}/api/jobs/{identity[1]}", headers=headers).json()
+    assert job["status"] in ("STOPPED", "FAILED")
 
 
 def test_a_run_after_a_killed_driver_goes_on_and_ends_with_a_table(first_run: str) -> None:

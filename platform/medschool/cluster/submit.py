@@ -33,6 +33,7 @@ EXCLUDES = [
     "*.egg-info/",
 ]
 STOPPED_EXIT_CODE = 130
+STOP_WAIT_S = 60
 REMARK = re.compile(
     r"\d{4}-\d\d-\d\d [\d:,]+\s+INFO |INFO \d{4}-\d\d-\d\d |\[\d{4}-\d\d-\d\d [\d:,]+ [IWE] \d+ \d+\] "
     r"|\x1b\[33m\(raylet\)\x1b\[0m WARNING: \d+ PYTHON"
@@ -75,6 +76,9 @@ def follow(identity: str, say: Callable[[str], None]) -> int:
     except KeyboardInterrupt:
         say(f"stopping {identity}; finished stages are kept and the next submit goes on from there")
         jobs.stop_job(identity)
+        deadline = time.monotonic() + STOP_WAIT_S
+        while not jobs.get_job_info(identity).status.is_terminal() and time.monotonic() < deadline:
+            time.sleep(0.2)
         return STOPPED_EXIT_CODE
     if str(info.status) == "SUCCEEDED":
         return 0

@@ -50,6 +50,7 @@ from medschool.train.zero import deepspeed_config
 
 WORKER_ENV = {
     "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "300",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the controller's poll; Ray's own 2 s are waited out at every end
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1200",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
 }
@@ -204,9 +205,9 @@ def _steps(
                     f"step {step.step}/{phase.steps}  loss {step.loss:.4f}  lr {step.lr:.2e}  "
                     f"{step.tokens / step.step_s:.0f} tokens/s"
                 )
-            ray.train.report({"step": step.step, "loss": step.loss})
             if step.step % phase.recipe.cluster.checkpoint_every_steps == 0 and step.step < phase.steps:
                 _save_state(engine, phase, Position(step.batch + 1, step.step), rank, world_size, scratch)
+                ray.train.report({"step": step.step, "loss": step.loss})  # Ray takes one a poll: each step would wait for one
 
         per_rank = rank_rows(phase.order.batch_rows, world_size)
         train(
