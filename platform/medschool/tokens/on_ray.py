@@ -32,6 +32,8 @@ from medschool.tokens.stream import Feed, rank_rows, read_block
 from medschool.tokens.tokenizer import Tokenizer, load_tokenizer
 
 TASK_CPUS = 0.5
+READERS_A_RANK = 2
+"""Read tasks at once for each training worker: more would start more processes than a small machine has cores for."""
 CHARS_PER_TOKEN = 4
 """Rough size of a token of English text; decides how many shards are cut, nothing else."""
 
@@ -161,7 +163,10 @@ def blocks(feed: Feed, start: int, stop: int, world_size: int) -> "ray.data.Data
     row_bytes = feed.row_tokens * np.dtype(feed.dtype).itemsize + 256
     source = _Blocks(ray.put(feed), start, stop, world_size, per_rank, row_bytes)
     dataset = ray.data.read_datasource(
-        source, override_num_blocks=(stop - start) * world_size, ray_remote_args={"num_cpus": TASK_CPUS}
+        source,
+        override_num_blocks=(stop - start) * world_size,
+        concurrency=READERS_A_RANK * world_size,
+        ray_remote_args={"num_cpus": TASK_CPUS},
     )
     dataset.context.execution_options = ExecutionOptions(preserve_order=True)
     return dataset

@@ -6,6 +6,7 @@ The resume point is decided once at every start of the worker group (OrderedData
 snapshot of a run is not used: a new attempt gets a new run name and finds its place from the checkpoints in the store.
 """
 
+import json
 import os
 import shutil
 import tempfile
@@ -55,6 +56,8 @@ WORKER_ENV = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
 }
 PROCESS_GROUP_TIMEOUT_S = 300
+JOURNAL = "metrics.jsonl"
+"""Measurements of every step, in the finished artifact; saved with each training state, so that a resumed run has all of them."""
 
 
 @dataclass(frozen=True)
@@ -194,11 +197,9 @@ def _steps(
     """Train from `start` to the end, saving state on the way; rank 0 returns what the driver records."""
     from medschool.track import Journal
 
-    done: list[Step] = []
-    with Journal(scratch / "metrics.jsonl", phase.mlflow_run if rank == 0 else None) as journal:
+    with Journal(scratch / JOURNAL, phase.mlflow_run if rank == 0 else None) as journal:
 
         def after_step(step: Step) -> None:
-            done.append(step)
             if rank == 0:
                 journal.log(step.step, {key: value for key, value in asdict(step).items() if key not in ("step", "batch")})
                 board.put.remote(
@@ -210,14 +211,12 @@ def _steps(
                 ray.train.report({"step": step.step, "loss": step.loss})  # Ray takes one a poll: each step would wait for one
 
         per_rank = rank_rows(phase.order.batch_rows, world_size)
-        train(
+        reached = train(
             engine, _batches(per_rank), phase.order, start.batch_index, start.step, DTYPES[phase.recipe.model.dtype], after_step
         )
-    if start.step + len(done) != phase.steps:
-        raise StageError(
-            f"{start.step + len(done)} of {phase.steps} steps were trained", "the data feed ended early: see the log", phase.name
-        )
-    return _export(engine, phase, rank, scratch, done)
+    if reached != phase.steps:
+        raise StageError(f"{reached} of {phase.steps} steps were trained", "the data feed ended early: see the log", phase.name)
+    return _export(engine, phase, rank, scratch)
 
 
 def _batches(per_rank: int) -> Iterator[Any]:
@@ -232,6 +231,8 @@ def _save_state(engine: Any, phase: Phase, position: Position, rank: int, world_
     dist.broadcast_object_list(attempt)
     folder = scratch / attempt[0]
     engine.save_checkpoint(str(folder), tag="state", save_latest=False)
+    if rank == 0:
+        shutil.copyfile(scratch / JOURNAL, folder / JOURNAL)
     prefix = state_prefix(phase.run_uri, position.step, attempt[0])
     files = upload_folder(prefix, folder)
     shutil.rmtree(folder)
@@ -261,10 +262,11 @@ def _load_state(engine: Any, start: Position, scratch: Path, board: Any) -> None
             ray.get(board.put.remote(f"checkpoint passed over: {passed_over}"))
         raise passed_over from error
     engine.load_checkpoint(str(folder), tag="state")
+    shutil.copyfile(folder / JOURNAL, scratch / JOURNAL)
     shutil.rmtree(folder)
 
 
-def _export(engine: Any, phase: Phase, rank: int, scratch: Path, done: list[Step]) -> dict[str, Any] | None:
+def _export(engine: Any, phase: Phase, rank: int, scratch: Path) -> dict[str, Any] | None:
     """Rank 0 writes the model as plain safetensors with its tokenizer, template and card, and uploads it."""
     import deepspeed
 
@@ -281,12 +283,13 @@ def _export(engine: Any, phase: Phase, rank: int, scratch: Path, done: list[Step
         engine.module.save_pretrained(folder, safe_serialization=True)
     (folder / "README.md").write_text(_card(phase), encoding="utf-8")
     files = upload_folder(phase.prefix_uri, folder, "export")
-    files += (write_file(phase.prefix_uri, "metrics.jsonl", (scratch / "metrics.jsonl").read_bytes()),)
+    files += (write_file(phase.prefix_uri, JOURNAL, (scratch / JOURNAL).read_bytes()),)
+    losses = [json.loads(line)["loss"] for line in (scratch / JOURNAL).read_text(encoding="utf-8").splitlines()]
     return {
         "files": [asdict(file) for file in files],
         "tokens": phase.steps * phase.order.batch_rows * phase.recipe.tokens.row_tokens,
-        "loss_first": done[0].loss if done else None,
-        "loss_last": done[-1].loss if done else None,
+        "loss_first": losses[0],
+        "loss_last": losses[-1],
     }
 
 
