@@ -14,7 +14,7 @@ help:  ## list the targets
 setup: $(STAMP)  ## install into .venv; TORCH_INDEX=https://download.pytorch.org/whl/cpu takes the small CPU build of torch
 $(STAMP): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found"; echo "fix: install Python 3.11, or run make PYTHON=/path/to/python3.11"; exit 1; }
-	@echo "setup: installing about 220 packages (0.7 GB to download with the CPU build of torch, 3 GB with the CUDA build)"
+	@echo "setup: installing about 180 packages (0.7 GB to download with the CPU build of torch, 3 GB with the CUDA build)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e '.[local,test]'
 	@touch $@

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from medschool import artifact, storage, track
 from medschool.artifact import Artifact, Output
+from medschool.errors import StageError
 from medschool.plan import check_rows, phase_steps
-from medschool.stage import Stage
+from medschool.stage import Stage, fingerprint_in, raw_listing
 from medschool.tokens.shards import INDEX, Index, parse_index
 
 if TYPE_CHECKING:
@@ -20,8 +21,14 @@ Maker = Callable[["Run", Stage, dict[str, Artifact], str], Artifact]
 def _commit(
     run: Run, stage: Stage, inputs: dict[str, Artifact], fingerprint: str, do: Callable[[str], Output], adopted: str | None = None
 ) -> Artifact:
+    def checked(prefix: str) -> Output:
+        output = do(prefix)
+        if fingerprint_in(stage, inputs, raw_listing(stage, run.store_uri)) != fingerprint:
+            raise StageError("its raw files changed while it ran", "let the upload end, then submit again", stage.name)
+        return output
+
     digests = {name: made.digest for name, made in inputs.items()}
-    return artifact.make(run.store_uri, stage.name, fingerprint, digests, do, adopted)
+    return artifact.make(run.store_uri, stage.name, fingerprint, digests, checked, adopted)
 
 
 def model(run: Run, stage: Stage, inputs: dict[str, Artifact], fingerprint: str) -> Artifact:
@@ -60,7 +67,7 @@ def pretrain(run: Run, stage: Stage, inputs: dict[str, Artifact], fingerprint: s
     rows = {name.removeprefix("tokens/"): (made, _index(made)) for name, made in inputs.items() if name.startswith("tokens/")}
     sizes: dict[str, int | None] = {name: index.rows for name, (_, index) in rows.items()}
     check_rows(run.recipe, variant, sizes)
-    steps = phase_steps(run.recipe, weights, sizes)
+    steps = phase_steps(run.recipe, sizes)
     assert steps is not None
     run_uri = artifact.stage_uri(run.store_uri, stage.name, fingerprint)
     spec = run.recipe.pretrain

@@ -28,7 +28,11 @@ def publish(run: Run) -> str | None:
         "gate": verdict.facts["gate"]["reason"],
         "intended_use": "not for clinical use",
     }
-    version = registry.register(winner, recipe.serve.registered_model, recipe.serve.alias, run_id, tags)
+    try:
+        version = registry.register(winner, recipe.serve.registered_model, recipe.serve.alias, run_id, tags)
+    except BaseException as error:
+        track.close_run(run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
+        raise
     metrics = {f"perplexity_{source}": value for source, value in verdict.facts["perplexity"][recipe.gate.candidate].items()}
     track.close_run(run_id, "FINISHED", metrics)
     run.say(f"registered {recipe.serve.registered_model} version {version} as @{recipe.serve.alias}")

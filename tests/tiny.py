@@ -74,7 +74,7 @@ model: {uri: raw/models/tiny, dtype: fp32}
 sources:
   books: {files: [{uri: raw/hpo/hp.obo, format: hpo}], licences: [hpo]}
   papers: {files: [{uri: "raw/medline/*.xml.gz", format: medline}], licences: [nlm-medline]}
-  general: {files: [{uri: "raw/prose/*.txt", format: prose}], licences: [public-domain]}
+  general: {files: [{uri: "raw/prose/*.txt", format: prose, licence: public-domain}], licences: [public-domain]}
 clean: {min_chars: 40}
 tokens: {row_tokens: 32, rows_per_shard: 64, heldout_tokens: 600, heldout_document_tokens: 64}
 pretrain:

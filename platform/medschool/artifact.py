@@ -10,6 +10,7 @@ A fingerprint is a hash of what decides the content: the stage's recipe sections
 of the raw files it reads, and the version of its format. Where things are stored, the cluster and the recipe's name never enter.
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -26,6 +27,8 @@ from medschool import storage
 from medschool.errors import StorageError
 
 MANIFEST_FORMAT = 1
+NOT_CONTENT = ("metrics.jsonl",)
+"""Files about the making: times and speeds differ between two runs that make the same."""
 RECORDED_VERSIONS = ("medschool", "ray", "torch", "deepspeed", "transformers", "tokenizers", "pyarrow")
 
 
@@ -62,7 +65,8 @@ class Artifact:
     @property
     def digest(self) -> str:
         """sha256 over paths and hashes of the files: equal content has an equal digest, whoever made it and when."""
-        return digest_of([[file.path, file.sha256] for file in sorted(self.files, key=lambda file: file.path)])
+        content = [file for file in self.files if file.path not in NOT_CONTENT]
+        return digest_of([[file.path, file.sha256] for file in sorted(content, key=lambda file: file.path)])
 
     def uri(self, path: str) -> str:
         """Full URI of one of the files."""
@@ -176,9 +180,11 @@ def make(
         "versions": {name: metadata.version(name) for name in RECORDED_VERSIONS if _installed(name)},
     }
     uri = manifest_uri_of(store_uri, stage, fingerprint)
-    if not storage.put_if_absent(uri, json.dumps(manifest, indent=1).encode()) and not prefix_uri:
+    storage.put_if_absent(uri, json.dumps(manifest, indent=1).encode())
+    made = read_manifest(uri)  # its word counts, not the put's: the answer to a put that worked can be lost
+    if not prefix_uri and made.prefix_uri != prefix:
         storage.delete_prefix(prefix)
-    return read_manifest(uri)
+    return made
 
 
 def _check_sizes(prefix_uri: str, files: tuple[ArtifactFile, ...]) -> None:
@@ -205,4 +211,8 @@ def _installed(name: str) -> bool:
 def local_copy(artifact: Artifact, under: str = "") -> Path:
     """The artifact's files below `under` on this node's disk, verified; downloaded once a node and kept by digest."""
     cache = Path(os.environ.get("MEDSCHOOL_CACHE", Path.home() / ".cache" / "medschool"))
-    return fetch_files(artifact, cache / artifact.digest[:32], under)
+    folder = cache / artifact.digest[:32]
+    cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with folder.with_suffix(".lock").open("w") as lock:  # the workers of a node ask at the same time
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return fetch_files(artifact, folder, under)

@@ -12,7 +12,7 @@ from medschool.cluster.fit import parameters, shape_of, training_flops
 from medschool.errors import MedschoolError, PlanError, StageError
 from medschool.recipe import Recipe
 from medschool.recipe.schema import Shape
-from medschool.stage import Resolved, resolve_all
+from medschool.stage import Resolved, counting_weights, resolve_all
 from medschool.tokens.mixture import Mixture
 from medschool.tokens.shards import INDEX, Index, parse_index
 
@@ -128,8 +128,8 @@ def read_index(resolved: Resolved) -> Index | None:
     return parse_index(storage.read_bytes(resolved.artifact.uri(INDEX))) if resolved.artifact else None
 
 
-def phase_steps(recipe: Recipe, weights: dict[str, int], rows: dict[str, int | None]) -> int | None:
-    """Optimizer steps of a phase; None when the size of the source that counts epochs is unknown."""
+def phase_steps(recipe: Recipe, rows: dict[str, int | None]) -> int | None:
+    """Optimizer steps of every variant; None when the size of the source that counts epochs is unknown."""
     length = recipe.pretrain.length
     if length.steps is not None:
         return length.steps
@@ -137,13 +137,7 @@ def phase_steps(recipe: Recipe, weights: dict[str, int], rows: dict[str, int | N
     counted = rows[length.epochs_of]
     if counted is None:
         return None
-    if length.epochs_of not in weights:
-        raise PlanError(
-            f"counts epochs of {length.epochs_of}, which this variant does not train on",
-            "give `steps`",
-            "pretrain.length.epochs_of",
-        )
-    return Mixture(weights, recipe.pretrain.batch_rows).batches_for(length.epochs_of, length.epochs * counted)
+    return Mixture(counting_weights(recipe), recipe.pretrain.batch_rows).batches_for(length.epochs_of, length.epochs * counted)
 
 
 def check_rows(recipe: Recipe, variant: str, rows: dict[str, int | None]) -> None:
@@ -165,7 +159,7 @@ def _rows(recipe: Recipe, source: str, resolved: dict[str, Resolved]) -> int | N
 
 def _phase(recipe: Recipe, variant: str, rows: dict[str, int | None], shape: Shape | None) -> Phase:
     weights = recipe.variants[variant].weights or {}
-    steps = phase_steps(recipe, weights, rows)
+    steps = phase_steps(recipe, rows)
     if steps is None:
         return Phase(variant, None, None, None, {}, {})
     taken = Mixture(weights, recipe.pretrain.batch_rows).rows_before(steps)

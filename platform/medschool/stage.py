@@ -71,6 +71,8 @@ def stages(recipe: Recipe) -> tuple[Stage, ...]:
         if weights is None:
             continue
         phase = {"pretrain": _json(recipe.pretrain), "weights": weights, "dtype": recipe.model.dtype, "seed": recipe.seed}
+        if recipe.pretrain.length.epochs_of:
+            phase["counting_weights"] = counting_weights(recipe)
         sources = sorted({*weights, *([recipe.pretrain.length.epochs_of] if recipe.pretrain.length.epochs_of else [])})
         made.append(Stage(f"pretrain/{name}", phase, inputs=("model", *(f"tokens/{source}" for source in sources))))
     heldout = tuple(f"tokens/{source}" for source in recipe.sources)
@@ -85,6 +87,12 @@ def stages(recipe: Recipe) -> tuple[Stage, ...]:
     }
     made.append(Stage("verdict", verdict, inputs=tuple(f"evaluate/{name}" for name in recipe.variants)))
     return tuple(made)
+
+
+def counting_weights(recipe: Recipe) -> dict[str, int]:
+    """Weights of the first variant that trains on the source which counts epochs; they set the length of all variants."""
+    counted = recipe.pretrain.length.epochs_of
+    return next(variant.weights for variant in recipe.variants.values() if variant.weights and counted in variant.weights)
 
 
 def _json(section: Any) -> Any:

@@ -110,7 +110,7 @@ def test_a_killed_worker_costs_time_and_not_one_bit(left_alone: artifact.Artifac
     made = run.train()
     assert killer.killed == 1
     assert len(resumed_steps(run)) == 1 and resumed_steps(run)[0] % 10 == 0
-    assert weights(made) == weights(left_alone)
+    assert weights(made) == weights(left_alone) and made.digest == left_alone.digest
     after = losses(made)
     assert after and after == {step: loss for step, loss in losses(left_alone).items() if step in after}
 
@@ -136,7 +136,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_costs_not_one_bit(left_alone: a
     third = Watched(store, "cluster.max_failures=0")
     made = third.train()
     assert resumed_steps(third) == [int(whole.parent.name)]
-    assert weights(made) == weights(left_alone)
+    assert weights(made) == weights(left_alone) and made.digest == left_alone.digest
 
 
 def flip_a_bit(path: Path) -> None:

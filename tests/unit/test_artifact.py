@@ -116,3 +116,19 @@ def test_stages_come_after_their_inputs() -> None:
     for stage in stages(load(ROOT / "recipes" / "quickstart.yaml")):
         assert set(stage.inputs) <= seen
         seen.add(stage.name)
+
+
+def test_a_commit_whose_answer_is_lost_keeps_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put = storage.put_if_absent
+    monkeypatch.setattr(storage, "put_if_absent", lambda uri, data: put(uri, data) and False)
+    found = made(str(tmp_path))
+    assert storage.read_bytes(found.uri("a/b.txt")) == b"rows"
+
+
+def test_the_order_of_weights_in_the_file_means_nothing() -> None:
+    recipes = [
+        load(ROOT / "recipes" / "quickstart.yaml", [f"variants.knowledge.weights={weights}"])
+        for weights in ("{books: 15, papers: 4, general: 1}", "{general: 1, papers: 4, books: 15}")
+    ]
+    assert list(recipes[0].variants["knowledge"].weights or {}) == list(recipes[1].variants["knowledge"].weights or {})
+    assert sections(recipes[0]) == sections(recipes[1])

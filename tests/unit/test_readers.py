@@ -384,10 +384,10 @@ def test_icd_categories_carry_their_subcodes_and_notes() -> None:
 def test_prose_is_cut_at_paragraphs_into_passages() -> None:
     paragraphs = [f"Paragraph {number} " + "word " * 100 for number in range(12)]
     rows = [row for row in read("prose", "\r\n\r\n".join(paragraphs), "raw/my.book.txt") if isinstance(row, Document)]
-    assert [row.id for row in rows] == ["my:00000", "my:00001", "my:00002", "my:00003"]
+    assert [row.id for row in rows] == [f"raw/my.book:{number:05}" for number in range(4)]
     assert all(1500 <= len(row.text) < 2100 for row in rows)
     assert "\n\n".join(row.text for row in rows) == "\n\n".join(paragraph.strip() for paragraph in paragraphs)
-    assert {row.licence for row in rows} == {"public-domain"}
+    assert {row.licence for row in rows} == {"unstated"}
 
 
 def test_prose_unwraps_prose_keeps_verse_and_cuts_a_paragraph_without_end() -> None:

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from medschool import storage
 from medschool.artifact import write_file
 from medschool.cluster.fit import parameters, shape_of
-from medschool.errors import InputError
+from medschool.errors import InputError, StorageError
 from medschool.evaluate.perplexity import document_losses
 from medschool.recipe import load
 from medschool.train.checkpoint import (
@@ -160,3 +160,26 @@ def test_old_states_are_pruned_whole(tmp_path: Path) -> None:
     prune_states(str(tmp_path))
     left = {info.uri.split("/state/")[1].split("/")[0] for info in storage.list_files(str(tmp_path))}
     assert left == {"00000002", "00000003"}
+
+
+def test_a_store_that_fails_is_not_a_fresh_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved(str(tmp_path), 5)
+
+    def busy(uri: str) -> bytes:
+        raise StorageError("SlowDown", "try again", uri)
+
+    monkeypatch.setattr(storage, "read_bytes", busy)
+    with pytest.raises(StorageError):
+        newest_whole(str(tmp_path), lambda _: None)
+
+
+def test_a_step_whose_state_was_torn_can_be_saved_again(tmp_path: Path) -> None:
+    torn = saved(str(tmp_path), 5)
+    Path(torn.prefix_uri, "state/x.pt").write_bytes(b"st")
+    assert newest_whole(str(tmp_path), lambda _: None) == Position()
+    again = saved(str(tmp_path), 5, "b")
+    assert newest_whole(str(tmp_path), lambda _: None).step == 5 and read_state_of(tmp_path) == again
+
+
+def read_state_of(run: Path) -> State:
+    return read_state(newest_whole(str(run), lambda _: None).state_uri)

@@ -48,8 +48,9 @@ def gate_result(recipe: Recipe, effects: list[Effect]) -> tuple[bool, str]:
     decisive = [e for e in effects if (e.variant, e.reference) == (gate.candidate, gate.control) and e.source in gate.improves]
     failed = [e for e in decisive if e.word != "helped"]
     words = [f"{e.source} {percent(e.change)} [{percent(e.low)}, {percent(e.high)}]" for e in (failed or decisive)]
+    complete = {e.source for e in decisive} == set(gate.improves)
     verb = "does not improve on" if failed else "improves on"
-    return not failed, f"{gate.candidate} {verb} {gate.control}: {', '.join(words)}"
+    return complete and not failed, f"{gate.candidate} {verb} {gate.control}: {', '.join(words)}"
 
 
 def percent(value: float) -> str:

@@ -52,6 +52,7 @@ def _settings(services: Services) -> dict[str, str]:
     return {
         "OMP_NUM_THREADS": "1",
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+        "RAY_num_workers_soft_limit": "2",
         "RAY_worker_maximum_startup_concurrency": str(services.num_cpus),
         "AUTOSCALER_METRIC_PORT": str(services.ports["ray_autoscaler_metrics"]),
         "DASHBOARD_METRIC_PORT": str(services.ports["ray_dashboard_metrics"]),

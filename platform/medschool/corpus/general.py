@@ -25,9 +25,9 @@ _HEADER_LINE = re.compile(r"^.*\bProject Gutenberg (?:e-?text|e-?book|release) o
 
 def prose(data: bytes, uri: str, source: str) -> Iterator[Document | Dropped]:
     """One row a passage, in reading order. Raises InputError for an empty or a binary file."""
-    stem = PurePosixPath(uri).name.split(".")[0]
+    path = PurePosixPath(uri).with_suffix("")
     for serial, text in enumerate(_passages(_without_licence(_decode(data, uri)))):
-        yield Document(f"{stem}:{serial:05}", source, text, stem, "public-domain", None, "prose", uri)
+        yield Document(f"{path}:{serial:05}", source, text, path.name, "unstated", None, "prose", uri)
 
 
 def _decode(data: bytes, uri: str) -> str:

@@ -11,6 +11,7 @@ import gzip
 import io
 import zlib
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -29,18 +30,19 @@ from medschool.rows import DOCUMENT_SCHEMA, DROPPED_SCHEMA, Document, Dropped, t
 from medschool.seed import seed_of
 
 READ_CPUS = 0.5
+READ = "read"
+"""Folder of what the first pass wrote. The second pass reads it and writes elsewhere, so that Ray may run any task twice."""
 
 
 def make_corpus(recipe: Recipe, source: str, store_uri: str, prefix_uri: str) -> Output:
     """Read, clean and deduplicate one source. Raises InputError for an unreadable file, StageError when nothing is left."""
     spec = recipe.sources[source]
     rules = Rules(recipe.clean.min_chars, frozenset(spec.licences))
-    found = [
-        (info.uri, files.format) for files in spec.files for info in storage.require_files(storage.join(store_uri, files.uri))
-    ]
+    found = [(info.uri, files) for files in spec.files for info in storage.require_files(storage.join(store_uri, files.uri))]
+    below = store_uri.rstrip("/") + "/"
     files = [
-        {"part": part, "uri": uri, "name": uri.removeprefix(store_uri.rstrip("/") + "/"), "format": format_}
-        for part, (uri, format_) in enumerate(found)
+        {"part": part, "uri": uri, "name": uri.removeprefix(below), "format": kind.format, "licence": kind.licence or ""}
+        for part, (uri, kind) in enumerate(found)
     ]
     jobs = ray.data.from_items(files, override_num_blocks=len(files))
     parts = jobs.map(
@@ -53,6 +55,7 @@ def make_corpus(recipe: Recipe, source: str, store_uri: str, prefix_uri: str) ->
     )
     done = todo.map(_drop_repeats, fn_kwargs={"prefix_uri": prefix_uri}, num_cpus=READ_CPUS).take_all()
     done.sort(key=lambda part: part["part"])
+    storage.delete_prefix(storage.join(prefix_uri, READ))
     facts = _facts(done)
     if not facts["documents"]:
         raise StageError(
@@ -73,11 +76,13 @@ def _read_file(job: dict[str, Any], source: str, rules: Rules, prefix_uri: str) 
     read = 0
     for row in reader(job["format"])(data, job["name"], source):
         read += 1
+        if isinstance(row, Document) and job["licence"]:
+            row = replace(row, licence=job["licence"])
         kept = row if isinstance(row, Dropped) else clean(row, rules)
         (dropped if isinstance(kept, Dropped) else documents).append(kept)  # type: ignore[arg-type]
     hashes = np.array([seed_of(content_key(document)) for document in documents], dtype=np.uint64)
-    _write(prefix_uri, f"documents/{job['part']:05}.parquet", table(documents, DOCUMENT_SCHEMA))
-    _write(prefix_uri, f"dropped/{job['part']:05}.parquet", table(dropped, DROPPED_SCHEMA))
+    _write(prefix_uri, f"{READ}/documents/{job['part']:05}.parquet", table(documents, DOCUMENT_SCHEMA))
+    _write(prefix_uri, f"{READ}/dropped/{job['part']:05}.parquet", table(dropped, DROPPED_SCHEMA))
     return {"part": job["part"], "read": read, "hashes": hashes.tobytes()}
 
 
@@ -94,7 +99,7 @@ def _repeats(parts: list[dict[str, Any]]) -> list[list[int]]:
 def _drop_repeats(part: dict[str, Any], prefix_uri: str) -> dict[str, Any]:
     """Move the repeated rows of a part from its documents to its drops; describe both files."""
     name, repeats = f"{part['part']:05}.parquet", list(part["repeats"])
-    documents, dropped = _read(prefix_uri, f"documents/{name}"), _read(prefix_uri, f"dropped/{name}")
+    documents, dropped = _read(prefix_uri, f"{READ}/documents/{name}"), _read(prefix_uri, f"{READ}/dropped/{name}")
     if repeats:
         rows = documents.take(repeats).to_pylist()
         copies = [

@@ -6,7 +6,7 @@ Every section is hashed whole into the fingerprints of the stages that read it (
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
 Positive = Annotated[int, Field(gt=0)]
@@ -49,6 +49,8 @@ class Files(Section):
     """Glob, key or folder: an absolute URI, or a path below the store."""
     format: str
     """A reader of medschool.corpus.formats, such as `medline` or `jats`."""
+    licence: str | None = None
+    """Licence group of every document in these files; for formats that state none, such as `prose`."""
 
 
 class Source(Section):
@@ -86,7 +88,10 @@ class Length(Section):
 
     steps: Positive | None = None
     epochs: Positive | None = None
-    """Passes over `epochs_of`; the other sources follow by weight (PMC-LLaMA counts epochs in books)."""
+    """Passes over `epochs_of`; the other sources follow by weight (PMC-LLaMA counts epochs in books).
+
+    The length is that of the first variant that trains on `epochs_of`, for all variants: a control has as many steps.
+    """
     epochs_of: Name | None = None
 
     @model_validator(mode="after")
@@ -127,7 +132,12 @@ class Variant(Section):
     """One model of the comparison. Without weights it is the base model, untouched."""
 
     weights: dict[Name, Annotated[int, Field(gt=0)]] | None = None
-    """Parts of each source in every batch, by name: `{books: 15, papers: 4, general: 1}`."""
+    """Parts of each source in every batch, by name: `{books: 15, papers: 4, general: 1}`. Order means nothing."""
+
+    @field_validator("weights")
+    @classmethod
+    def _sorted(cls, weights: dict[str, int] | None) -> dict[str, int] | None:
+        return None if weights is None else dict(sorted(weights.items()))
 
 
 class Evaluate(Section):
@@ -201,16 +211,21 @@ class Recipe(Section):
         for name, variant in self.variants.items():
             for source in variant.weights or {}:
                 _known(f"variants.{name}.weights", source, self.sources)
-        length = self.pretrain.length
-        if length.epochs_of is not None:
-            _known("pretrain.length.epochs_of", length.epochs_of, self.sources)
+        counted = self.pretrain.length.epochs_of
+        if counted is not None:
+            _known("pretrain.length.epochs_of", counted, self.sources)
+            if not any(counted in (variant.weights or {}) for variant in self.variants.values()):
+                raise ValueError(f"pretrain.length.epochs_of: no variant trains on {counted!r}")
         if self.gate is not None:
             for key, name in (("candidate", self.gate.candidate), ("control", self.gate.control)):
                 _known(f"gate.{key}", name, self.variants)
             for source in self.gate.improves:
                 _known("gate.improves", source, self.sources)
-            if self.variants[self.gate.candidate].weights is None:
-                raise ValueError("gate.candidate: must be a trained variant, this one has no weights")
+            for key, name in (("candidate", self.gate.candidate), ("control", self.gate.control)):
+                if self.variants[name].weights is None:
+                    raise ValueError(f"gate.{key}: {name!r} has no weights; name a trained variant")
+            if self.gate.candidate == self.gate.control:
+                raise ValueError("gate.control: is the candidate itself; name another variant")
         if self.serve is not None and self.gate is None:
             raise ValueError("serve: needs a `gate`, which decides the variant that is registered and served")
         return self

@@ -26,7 +26,11 @@ def choose_heldout(part_uris: list[str], tokenizer: Tokenizer, max_tokens: int, 
 
     Raises StageError when the source is too small to hold anything out.
     """
-    ids = [(seed_of(seed, "heldout", id_), id_, uri) for uri in part_uris for id_ in _column(uri, "id")]
+    first: dict[str, str] = {}  # a revised record has the id of the one before; the first part that holds it counts
+    for uri in part_uris:
+        for id_ in _column(uri, "id"):
+            first.setdefault(id_, uri)
+    ids = [(seed_of(seed, "heldout", id_), id_, uri) for id_, uri in first.items()]
     candidates = min(-(-max_tokens // min(SHORTEST, document_tokens)), int(len(ids) * LARGEST_SHARE))
     ranked = sorted(ids)[: max(1, candidates)]
     if len(ids) < 2:
@@ -52,7 +56,7 @@ def _column(uri: str, name: str) -> list[str]:
 
 def _texts(ranked: list[tuple[int, str, str]]) -> dict[str, str]:
     texts: dict[str, str] = {}
-    for uri in {uri for _, _, uri in ranked}:
+    for uri in sorted({uri for _, _, uri in ranked}):
         wanted = [id_ for _, id_, where in ranked if where == uri]
         part = pq.read_table(io.BytesIO(storage.read_bytes(uri)), columns=["id", "text"])
         rows = part.filter(pc.is_in(part.column("id"), pa.array(wanted)))

@@ -3,8 +3,6 @@
 Nothing is copied; whoever loads the files later compares their hashes, so a base model that changes under a run is noticed.
 """
 
-import hashlib
-
 from medschool import storage
 from medschool.artifact import ArtifactFile, Output
 from medschool.errors import InputError
@@ -14,7 +12,7 @@ from medschool.train.model import check_model_files
 
 
 def model_folder(recipe: Recipe, store_uri: str) -> str:
-    return storage.join(store_uri, recipe.model.uri)
+    return storage.join(store_uri, recipe.model.uri).rstrip("/")
 
 
 def adopt_model(recipe: Recipe, store_uri: str) -> Output:
@@ -37,5 +35,4 @@ def adopt_tokenizer(recipe: Recipe, store_uri: str) -> Output:
 
 
 def _described(uri: str, name: str) -> ArtifactFile:
-    data = storage.read_bytes(uri)
-    return ArtifactFile(name, len(data), hashlib.sha256(data).hexdigest())
+    return ArtifactFile(name, *storage.size_and_sha256(uri))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from medschool import storage
 from medschool.artifact import ArtifactFile
-from medschool.errors import InputError, MedschoolError
+from medschool.errors import InputError
 
 KEPT_STATES = 2
 
@@ -64,14 +64,30 @@ def read_state(manifest_uri: str) -> State:
         ) from error
 
 
+def withdraw_state(manifest_uri: str) -> bool:
+    """Take back the manifest of a damaged state, so that the next start uses the one before; False when another rank has done it.
+
+    What the manifest said stays beside the files as damaged.json.
+    """
+    with suppress(FileNotFoundError):
+        storage.write_bytes(manifest_uri.removesuffix("manifest.json") + "damaged.json", storage.read_bytes(manifest_uri))
+        storage.delete_file(manifest_uri)
+        return True
+    return False
+
+
 def newest_whole(run_uri: str, say: Callable[[str], None]) -> Position:
-    """Position of the newest state whose files all have the sizes of its manifest; a fresh start when there is none."""
+    """Position of the newest state whose files all have the sizes of its manifest; a fresh start when there is none.
+
+    A state that is not whole is withdrawn: its step can then be saved again, and it does not count as one of those kept.
+    """
     for uri in reversed(_manifests(run_uri)):
         try:
             state = read_state(uri)
             _check_sizes(state)
-        except MedschoolError as error:
+        except InputError as error:
             say(f"checkpoint passed over: {error}")
+            withdraw_state(uri)
             continue
         say(f"resuming at step {state.position.step} from {uri}")
         return Position(state.position.batch_index, state.position.step, uri)
@@ -107,15 +123,3 @@ def fetch_state(state: State, folder: Path) -> Path:
         list(state.files),
     )
     return folder
-
-
-def withdraw_state(manifest_uri: str) -> bool:
-    """Take back the manifest of a damaged state, so that the next start uses the one before; False when another rank has done it.
-
-    What the manifest said stays beside the files as damaged.json.
-    """
-    with suppress(FileNotFoundError):
-        storage.write_bytes(manifest_uri.removesuffix("manifest.json") + "damaged.json", storage.read_bytes(manifest_uri))
-        storage.delete_file(manifest_uri)
-        return True
-    return False

@@ -24,6 +24,7 @@ from ray._private.state import state
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from medschool import storage
 from medschool.artifact import Artifact, ArtifactFile, Output, upload_folder, write_file
@@ -55,7 +56,7 @@ WORKER_ENV = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1200",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
 }
-PROCESS_GROUP_TIMEOUT_S = 300
+PROCESS_GROUP_TIMEOUT_S = 1800
 JOURNAL = "metrics.jsonl"
 """Measurements of every step, in the finished artifact; saved with each training state, so that a resumed run has all of them."""
 
@@ -102,24 +103,32 @@ def make_checkpoint(
 
 
 def _check_cluster(recipe: Recipe) -> None:
-    """Workers must leave Ray Data logical CPUs to read with: without any, the feed waits for ever and says nothing."""
-    spec = recipe.cluster
+    """Refuse what the cluster can never hold; Ray would wait for it for ever and say nothing.
+
+    Workers must leave Ray Data logical CPUs to read with: without any, the feed hangs silently.
+    """
+    spec, alive = recipe.cluster, ray.cluster_resources()
     grown = state.get_max_resources_from_cluster_config() or {}  # what the autoscaler may start; None without one
-    total = int(max(ray.cluster_resources().get("CPU", 0), grown.get("CPU", 0)))
-    need = spec.num_workers * spec.cpus_per_worker + spec.data_cpus
-    if total < need:
-        raise PlanError(
-            f"{spec.num_workers} workers of {spec.cpus_per_worker} CPU, {spec.data_cpus} for Ray Data: need {need} logical CPUs, "
-            f"the cluster has at most {total}",
-            f"start Ray with --num-cpus {need} or more (`medschool up --num-cpus {need}`), or lower cluster.num_workers",
-            "cluster.num_workers",
-        )
+    needs = {
+        "CPU": spec.num_workers * spec.cpus_per_worker + spec.data_cpus,
+        "GPU": spec.num_workers * spec.gpus_per_worker,
+    }
+    for name, need in needs.items():
+        most = max(alive.get(name, 0), grown.get(name, 0))
+        if most < need:
+            spare = f" and {spec.data_cpus} CPUs for Ray Data" if name == "CPU" else ""
+            raise PlanError(
+                f"{spec.num_workers} workers{spare} need {need:g} logical {name}s, the cluster has at most {most:g}",
+                f"lower cluster.num_workers, or add nodes (on one machine: `medschool up --num-cpus {needs['CPU']}`)",
+                "cluster.num_workers",
+            )
 
 
 def _fit(phase: Phase, feed: Feed, say: Callable[[str], None]) -> dict[str, Any]:
     spec = phase.recipe.cluster
     os.environ.update(WORKER_ENV)
-    board = _Board.remote()  # type: ignore[attr-defined]
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # not on a node that may vanish
+    board = _Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     resources = {"CPU": spec.cpus_per_worker, **({"GPU": spec.gpus_per_worker} if spec.gpus_per_worker else {})}
     trainer = TorchTrainer(
         _work,
@@ -133,7 +142,7 @@ def _fit(phase: Phase, feed: Feed, say: Callable[[str], None]) -> dict[str, Any]
         run_config=RunConfig(
             name=f"{phase.name}-{uuid.uuid4().hex[:8]}",
             storage_path=storage.join(phase.run_uri, "ray_train"),
-            failure_config=FailureConfig(max_failures=spec.max_failures),
+            failure_config=FailureConfig(max_failures=spec.max_failures, controller_failure_limit=spec.max_failures),
         ),
     )
     with _printing(board, say):
@@ -148,7 +157,7 @@ def _placeholder() -> None:
 
 
 def _decide(run_uri: str, board: Any) -> Position:
-    return newest_whole(run_uri, lambda line: ray.get(board.put.remote(line)))
+    return newest_whole(run_uri, board.put.remote)
 
 
 def _work(config: dict[str, Any]) -> dict[str, Any] | None:
@@ -259,7 +268,7 @@ def _load_state(engine: Any, start: Position, scratch: Path, board: Any) -> None
     except InputError as error:
         passed_over = InputError(error.problem, "run again: the checkpoint before it is used", error.where)
         if withdraw_state(start.state_uri):
-            ray.get(board.put.remote(f"checkpoint passed over: {passed_over}"))
+            board.put.remote(f"checkpoint passed over: {passed_over}")
         raise passed_over from error
     engine.load_checkpoint(str(folder), tag="state")
     shutil.copyfile(folder / JOURNAL, scratch / JOURNAL)
@@ -297,7 +306,7 @@ def _card(phase: Phase) -> str:
     parts = ", ".join(f"{name} {weight}" for name, weight in phase.order.weights.items())
     return (
         "---\ntags: [medical, continued-pretraining]\npipeline_tag: text-generation\n---\n\n"
-        f"# {phase.recipe.name}: {phase.name}\n\n**Not for clinical use.** Its answers can be wrong in ways that harm.\n\n"
+        f"# {phase.name}\n\n**Not for clinical use.** Its answers can be wrong in ways that harm.\n\n"
         f"Continued pretraining from `{phase.recipe.model.uri}` for {phase.steps} steps of {phase.order.batch_rows} rows "
         f"of {phase.recipe.tokens.row_tokens} tokens; parts of the mixture: {parts}.\n"
     )
