@@ -13,8 +13,24 @@ MANIFEST_TAG = "manifest_uri"
 
 
 def register(artifact: Artifact, name: str, alias: str, run_id: str | None, tags: dict[str, str]) -> str:
-    """Give `alias` to the version that points at this artifact, creating it if it is new; the version's number."""
-    client = _client()
+    """Give `alias` to the version that points at this artifact, creating it if it is new; the version's number.
+
+    Raises ServiceError when MLflow does not answer or refuses.
+    """
+    from mlflow.exceptions import MlflowException, RestException
+
+    try:
+        return _register(_client(), artifact, name, alias, run_id, tags)
+    except MlflowException as error:
+        refused = isinstance(error, RestException)
+        raise ServiceError(
+            f"MLflow refuses the model ({error})" if refused else "MLflow does not answer",
+            "correct that and submit again" if refused else "start it and submit again: everything before is cached",
+            name,
+        ) from error
+
+
+def _register(client: Any, artifact: Artifact, name: str, alias: str, run_id: str | None, tags: dict[str, str]) -> str:
     _ensure_model(client, name)
     versions = client.search_model_versions(f"name = '{name}'")
     known = next((v for v in versions if v.tags.get(MANIFEST_TAG) == artifact.manifest_uri), None)

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,7 @@ T = TypeVar("T")
 
 COPY_THREADS = 8
 CHUNK_BYTES = 8 * 2**20
+CONFLICT_WAITS_S = (0.1, 0.3, 1.0, 3.0)
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,11 @@ def _s3(endpoint_url: str, pid: int) -> fsspec.AbstractFileSystem:
     )
 
 
-def _guard(call: Callable[..., T]) -> Callable[..., T]:
-    """Turn what botocore and s3fs raise into a StorageError with a remedy; a missing key stays FileNotFoundError."""
+def guard(call: Callable[..., T]) -> Callable[..., T]:
+    """Turn what botocore and s3fs raise in `call(uri, ...)` into a StorageError with a remedy.
+
+    A missing key stays FileNotFoundError. For callers that keep a file of `filesystem` open and read from it.
+    """
 
     @functools.wraps(call)
     def guarded(uri: str, *args: Any, **kwargs: Any) -> T:
@@ -112,21 +117,21 @@ def _explain(error: Exception, uri: str) -> StorageError:
     return StorageError(f"the store answered {code or type(error).__name__}: {error}", "run `medschool doctor`", uri)
 
 
-@_guard
+@guard
 def read_bytes(uri: str) -> bytes:
     """Whole content. Raises FileNotFoundError when the key does not exist, StorageError when the store fails."""
     data: bytes = filesystem(uri).cat_file(uri)
     return data
 
 
-@_guard
+@guard
 def read_range(uri: str, start_byte: int, stop_byte: int) -> bytes:
     """Bytes [start_byte, stop_byte) of a file."""
     data: bytes = filesystem(uri).cat_file(uri, start=start_byte, end=stop_byte)
     return data
 
 
-@_guard
+@guard
 def write_bytes(uri: str, data: bytes) -> None:
     """Write or overwrite one key; readers see the old content or the new, never a part."""
     if is_s3(uri):
@@ -139,19 +144,11 @@ def write_bytes(uri: str, data: bytes) -> None:
     os.replace(part, path)
 
 
-@_guard
+@guard
 def put_if_absent(uri: str, data: bytes) -> bool:
     """Write one key unless it exists; True when this call wrote it. Exactly one of several racing writers wins."""
     if is_s3(uri):
-        fs = filesystem(uri)
-        bucket, key, _ = fs.split_path(uri)
-        try:
-            fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
-        except (ClientError, OSError) as error:
-            if _code(error) in {"PreconditionFailed", "ConditionalRequestConflict", "412", "409"}:
-                return False
-            raise
-        return True
+        return _put_new_key(uri, data)
     path = Path(uri)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
@@ -168,7 +165,26 @@ def put_if_absent(uri: str, data: bytes) -> bool:
     return True
 
 
-@_guard
+def _put_new_key(uri: str, data: bytes) -> bool:
+    """S3 answers 412 when the key is there, and 409 when another write is under way: nobody has won yet, so try again."""
+    fs = filesystem(uri)
+    bucket, key, _ = fs.split_path(uri)
+    waits = iter(CONFLICT_WAITS_S)
+    while True:
+        try:
+            fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+            return True
+        except (ClientError, OSError) as error:
+            code = _code(error)
+            if code in {"PreconditionFailed", "412"}:
+                return False
+            wait_s = next(waits, None) if code in {"ConditionalRequestConflict", "409"} else None
+            if wait_s is None:
+                raise
+        time.sleep(wait_s)
+
+
+@guard
 def exists(uri: str) -> bool:
     """Whether exactly this key exists (a HEAD request on S3); a prefix does not count."""
     if is_s3(uri):
@@ -182,7 +198,7 @@ def exists(uri: str) -> bool:
     return Path(uri).is_file()
 
 
-@_guard
+@guard
 def make_bucket(uri: str) -> None:
     """Create the bucket (or folder) that `uri` lives in, if it is not there."""
     if not is_s3(uri):
@@ -196,7 +212,7 @@ def make_bucket(uri: str) -> None:
         fs.call_s3("create_bucket", Bucket=bucket)
 
 
-@_guard
+@guard
 def list_files(uri: str) -> list[FileInfo]:
     """Files that match: a glob (`*`, `**`), one key, or everything under a prefix; sorted by URI. No match gives []."""
     fs = filesystem(uri)
@@ -223,13 +239,13 @@ def require_files(uri: str) -> list[FileInfo]:
     return found
 
 
-@_guard
+@guard
 def delete_file(uri: str) -> None:
     """Delete one key; FileNotFoundError when it does not exist."""
     filesystem(uri).rm_file(uri)
 
 
-@_guard
+@guard
 def delete_prefix(uri: str) -> None:
     """Delete everything under `uri`; nothing there is no error."""
     if is_s3(uri):
@@ -241,7 +257,7 @@ def delete_prefix(uri: str) -> None:
     shutil.rmtree(uri, ignore_errors=True)
 
 
-@_guard
+@guard
 def upload(uri: str, local: Path) -> None:
     """Copy one local file to a key, in parts."""
     if is_s3(uri):
@@ -253,7 +269,7 @@ def upload(uri: str, local: Path) -> None:
     os.replace(part, uri)
 
 
-@_guard
+@guard
 def download(uri: str, local: Path) -> None:
     """Copy one key to a local file; the file appears under its name only when it is whole."""
     local.parent.mkdir(parents=True, exist_ok=True)
@@ -280,6 +296,14 @@ def sha256_file(path: Path) -> str:
     """Hex sha256 of a local file, read in chunks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@guard
+def size_and_sha256(uri: str) -> tuple[int, str]:
+    """Size in bytes and hex sha256 of one key, read in chunks. Raises FileNotFoundError when it does not exist."""
+    with filesystem(uri).open(uri, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return int(file.tell()), digest
 
 
 def download_verified(uri: str, local: Path, sha256: str) -> None:

@@ -21,8 +21,8 @@ LAST_SHIP_S = 20.0
 class Journal:
     """An append-only file of measurements, shipped to one MLflow run while it grows. Use as a context manager.
 
-    run_id: MLflow run; None keeps the journal only.
-    after_step: the newest step that the run already has, so that a resumed run does not log a step twice.
+    run_id: MLflow run; None keeps the journal only. Steps that the run already has are not shipped again, so a resumed run
+        does not log a step twice.
     """
 
     def __init__(self, path: Path, run_id: str | None) -> None:
@@ -90,7 +90,9 @@ def _newest_step(client: Any, run_id: str) -> int:
 
 
 def mlflow_client() -> Any:
-    """A client of the server named by MLFLOW_TRACKING_URI."""
+    """A client of the server named by MLFLOW_TRACKING_URI, quick to give up: MLflow's own 7 retries take minutes a call."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     from mlflow import MlflowClient
 
     return MlflowClient(os.environ["MLFLOW_TRACKING_URI"])

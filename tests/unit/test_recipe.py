@@ -61,6 +61,8 @@ def line_of(path: Path, fragment: str) -> int:
         ),
         ("dtype: bf16", "dtype: no", "model.dtype", "got 'no'", "value"),
         ("control: control", "control: plain", "gate.control", "'plain' is not one of base, control", "correct"),
+        ("  control: control", "  control: knowledge", "gate.control", "is the candidate itself", "correct"),
+        ("  control: control", "  control: base", "gate.control", "'base' has no weights", "correct"),
         ("length: {steps: 9}", "length: {steps: 9, epochs: 2}", "pretrain.length", "exactly one", "correct"),
     ],
 )
@@ -82,7 +84,7 @@ def test_yaml_s_traps_are_closed(tmp_path: Path) -> None:
         load(written(tmp_path, ("seed: 7", "seed: 0x10")))
     assert load(written(tmp_path, ("seed: 7", "seed: 010"))).seed == 10
     with pytest.raises(RecipeError, match="unknown key"):
-        load(written(tmp_path, ("clean:", "clean: &c\n  <<: {min_chars: 3}")))
+        load(written(tmp_path, ("clean:", "clean:\n  <<: {min_chars: 3}")))
 
 
 def test_overrides_are_typed_and_named() -> None:
@@ -106,3 +108,13 @@ def test_broken_yaml_names_the_line(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="not readable as YAML") as raised:
         load(path)
     assert raised.value.where.startswith(f"{path}:")
+
+
+@pytest.mark.parametrize("value", ["!foo 3", "!!int abc", "&a [*a]", "*a", "&a 3", "9" * 5000, "[" * 5000, "[1"])
+def test_a_value_that_is_not_plain_yaml_is_refused(tmp_path: Path, value: str) -> None:
+    with pytest.raises(RecipeError, match="the value is not readable as YAML") as raised:
+        load(QUICKSTART, [f"seed={value}"])
+    assert raised.value.where == f"--set seed={value}" and raised.value.remedy
+    with pytest.raises(RecipeError, match="not readable as YAML") as raised:
+        load(written(tmp_path, ("seed: 7", f"seed: {value}")))
+    assert raised.value.where.startswith(str(tmp_path / "r.yaml"))

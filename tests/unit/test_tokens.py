@@ -1,5 +1,9 @@
 """Shards, blocks and the held-out choice, checked with plain pyarrow."""
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from medschool.errors import InputError, StageError
+from medschool import storage
+from medschool.errors import InputError, StageError, StorageError
 from medschool.tokens.heldout import choose_heldout
 from medschool.tokens.order import Order
 from medschool.tokens.pack import Rows
@@ -49,6 +54,67 @@ def test_a_truncated_shard_is_an_error_that_names_it(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a whole shard") as raised:
         read_rows(uri, [3])
     assert raised.value.where == uri
+    with pytest.raises(InputError, match="not a whole shard"):
+        read_rows(f"{uri}.gone", [3])
+
+
+@contextmanager
+def store_that_answers(monkeypatch: pytest.MonkeyPatch, answers: list[tuple[int, str]]) -> Iterator[list[str]]:
+    """An S3 endpoint with these (status, error code) answers, the last one again and again; the methods it was asked with."""
+    asked: list[str] = []
+
+    class Answer(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def answer(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            status, code = answers[min(len(asked), len(answers) - 1)]
+            asked.append(self.command)
+            body = f"<Error><Code>{code}</Code></Error>".encode() if code and self.command != "HEAD" else b""
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_GET = do_HEAD = do_PUT = answer
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}",
+        "AWS_ACCESS_KEY_ID": "a",
+        "AWS_SECRET_ACCESS_KEY": "b",
+        "AWS_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    try:
+        yield asked
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_store_that_refuses_is_not_a_damaged_shard(monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = "s3://bucket/s.arrow"
+    with store_that_answers(monkeypatch, [(403, "AccessDenied")]), pytest.raises(StorageError, match="refuses") as raised:
+        read_rows(uri, [3])
+    assert raised.value.where == uri
+
+
+def test_a_conflict_is_tried_again_and_only_412_is_a_lost_race(monkeypatch: pytest.MonkeyPatch) -> None:
+    conflict, uri = (409, "ConditionalRequestConflict"), "s3://bucket/manifest.json"
+    with store_that_answers(monkeypatch, [conflict, (200, "")]) as asked:
+        assert storage.put_if_absent(uri, b"x") is True
+    assert asked == ["PUT"] * 2
+    with store_that_answers(monkeypatch, [conflict, (412, "PreconditionFailed")]):
+        assert storage.put_if_absent(uri, b"x") is False
+    monkeypatch.setattr(storage, "CONFLICT_WAITS_S", (0.0, 0.0))
+    with store_that_answers(monkeypatch, [conflict]) as asked, pytest.raises(StorageError, match="ConditionalRequestConflict"):
+        storage.put_if_absent(uri, b"x")
+    assert asked == ["PUT"] * 3
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 8])
@@ -104,3 +170,10 @@ def test_the_held_out_choice_does_not_depend_on_how_files_are_cut(tmp_path: Path
 def test_a_source_of_one_document_cannot_be_held_out(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="cannot be split"):
         choose_heldout(parts(tmp_path, ["only"], 1), Tokenizer(Words(), 0, 100), 40, 3, 7)
+
+
+def test_an_id_in_two_parts_is_held_out_once(tmp_path: Path) -> None:
+    ids = [f"doc{number}" for number in range(100)]
+    uris = [*parts(tmp_path, ids, 1), *parts(tmp_path, ids[:50], 2)]
+    chosen = choose_heldout(uris, Tokenizer(Words(), 0, 100), 30, 3, 7).column("id").to_pylist()
+    assert len(chosen) == len(set(chosen)) == 10

@@ -42,10 +42,11 @@ def _answers(url: str) -> bool:
 
 
 def _jobs() -> dict[str, Any]:
-    from medschool.cluster.submit import client
+    from medschool.cluster.submit import answering, client
 
     try:
-        jobs = sorted(client().list_jobs(), key=lambda job: -(job.start_time or 0))
+        with answering("Ray's job server does not list its jobs", "run `medschool doctor`"):
+            jobs = sorted(client().list_jobs(), key=lambda job: -(job.start_time or 0))
     except ServiceError as error:
         return {"ready": False, "problem": error.problem}
     shown = [{"id": job.submission_id, "status": str(job.status.value)} for job in jobs if job.submission_id][:JOBS_SHOWN]
@@ -61,14 +62,21 @@ def next_steps(served: bool) -> list[str]:
         f"Ray        {os.environ.get('MEDSCHOOL_RAY_JOBS', 'none')}",
     ]
     if served:
-        key = state.home() / "secrets" / "api_key"
-        shown = key.relative_to(Path.cwd()) if key.is_relative_to(Path.cwd()) else key
+        key = _shown_key(state.home() / "secrets" / "api_key")
         body = '{"model": "medschool", "messages": [{"role": "user", "content": "What does the liver do?"}], "max_tokens": 60}'
         lines += [
             f"chat       {serve_url()}/v1   (OpenAI-compatible; not for clinical use)",
             "",
             "Ask it:",
-            f'  curl -s {serve_url()}/v1/chat/completions -H "Authorization: Bearer $(cat {shown})"'
+            f'  curl -s {serve_url()}/v1/chat/completions -H "Authorization: Bearer {key}"'
             f" -H 'Content-Type: application/json' -d '{body}'",
         ]
     return ["", *lines, "", "Stop everything: make down   (data stays in .medschool)"]
+
+
+def _shown_key(file: Path) -> str:
+    """The API key as shell words that do not show it: from its file, or from the variable of a user who set his own."""
+    own = os.environ.get("MEDSCHOOL_API_KEY", "")
+    if own and not (file.is_file() and file.read_text(encoding="utf-8").strip() == own):
+        return "$MEDSCHOOL_API_KEY"
+    return f"$(cat {file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file})"

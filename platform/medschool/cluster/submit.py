@@ -12,7 +12,8 @@ import shlex
 import subprocess
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -56,30 +57,37 @@ def submit(root: Path, job: str, name: str, arguments: list[str], metadata: dict
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     }
     jobs = client()
-    jobs.submit_job(
-        entrypoint=shlex.join(["python", "-m", f"jobs.{job}", *arguments]),
-        submission_id=identity,
-        metadata={"user": getpass.getuser(), "git_sha": git_sha(root), **metadata},
-        runtime_env={"working_dir": str(root), "excludes": EXCLUDES, "env_vars": env},
-    )
+    with answering(
+        "Ray did not take the job", f"run `medschool doctor`; keep large files out of {root}: it travels with the job"
+    ):
+        jobs.submit_job(
+            entrypoint=shlex.join(["python", "-m", f"jobs.{job}", *arguments]),
+            submission_id=identity,
+            metadata={"user": getpass.getuser(), "git_sha": git_sha(root), **metadata},
+            runtime_env={"working_dir": str(root), "excludes": EXCLUDES, "env_vars": env},
+        )
     say(f"submitted {identity}")
     return identity
 
 
 def follow(identity: str, say: Callable[[str], None]) -> int:
-    """Print the job's log until it ends; its exit code. Ctrl-C stops the job; what it finished is kept."""
+    """Print the job's log until it ends; its exit code. Ctrl-C stops the job; what it finished is kept.
+
+    Raises ServiceError when the connection to Ray is lost: the job runs on.
+    """
     jobs = client()
-    try:
-        asyncio.run(_tail(jobs, identity, say))
-        while not (info := jobs.get_job_info(identity)).status.is_terminal():
-            time.sleep(0.2)
-    except KeyboardInterrupt:
-        say(f"stopping {identity}; finished stages are kept and the next submit goes on from there")
-        jobs.stop_job(identity)
-        deadline = time.monotonic() + STOP_WAIT_S
-        while not jobs.get_job_info(identity).status.is_terminal() and time.monotonic() < deadline:
-            time.sleep(0.2)
-        return STOPPED_EXIT_CODE
+    with answering("lost the connection to Ray; the job runs on", f"follow it with: ray job logs -f {identity}"):
+        try:
+            asyncio.run(_tail(jobs, identity, say))
+            while not (info := jobs.get_job_info(identity)).status.is_terminal():
+                time.sleep(0.2)
+        except KeyboardInterrupt:
+            say(f"stopping {identity}; finished stages are kept and the next submit goes on from there")
+            jobs.stop_job(identity)
+            deadline = time.monotonic() + STOP_WAIT_S
+            while not jobs.get_job_info(identity).status.is_terminal() and time.monotonic() < deadline:
+                time.sleep(0.2)
+            return STOPPED_EXIT_CODE
     if str(info.status) == "SUCCEEDED":
         return 0
     code = info.driver_exit_code
@@ -93,6 +101,18 @@ async def _tail(jobs: Any, identity: str, say: Callable[[str], None]) -> None:
         for line in lines.rstrip("\n").split("\n"):
             if not REMARK.match(line):
                 say(line)
+
+
+@contextmanager
+def answering(problem: str, remedy: str) -> Iterator[None]:
+    """Turn what Ray's job client raises (RuntimeError, ValueError, errors of requests and aiohttp) into a ServiceError."""
+    try:
+        yield
+    except MedschoolError:
+        raise
+    except Exception as error:
+        cause = (str(error).strip() or type(error).__name__).splitlines()[-1]  # of a server's traceback, what it ends with
+        raise ServiceError(f"{problem} ({cause})", remedy, os.environ.get("MEDSCHOOL_RAY_JOBS", "")) from error
 
 
 def client() -> Any:

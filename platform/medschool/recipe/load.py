@@ -1,7 +1,8 @@
 """From a YAML file to a checked Recipe, with errors that name file, line, key, problem and remedy.
 
 YAML here is data only, read by the YAML 1.2 core rules. Plain PyYAML follows 1.1, where `15:4:1` is the number 54241, `3e-5` is
-text, `no` is False and the second of two equal keys silently wins; each of those is closed below.
+text, `no` is False and the second of two equal keys silently wins; each of those is closed below. Anchors, aliases and tags
+are refused: nothing in a recipe stands for anything but itself.
 """
 
 import difflib
@@ -12,17 +13,26 @@ from typing import Any
 
 import yaml
 from pydantic import ValidationError
+from yaml.composer import ComposerError
 
 from medschool.errors import RecipeError
 from medschool.recipe.schema import Recipe
 
 Path_ = tuple[str | int, ...]
+UNREADABLE = (yaml.YAMLError, ValueError, RecursionError)
+"""What reading YAML raises: syntax, bytes that are no UTF-8 or a number of too many digits, nesting too deep."""
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2 scalars, no merge keys, and no repeated keys."""
+    """SafeLoader with YAML 1.2 scalars, no merge keys, no repeated keys, no anchors, aliases or tags."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 (PyYAML's own interface)
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        if event.anchor or getattr(event, "tag", None):
+            raise ComposerError(None, None, "anchors, aliases and tags are not used in recipes", event.start_mark)
+        return super().compose_node(parent, index)
 
 
 for _tag, _pattern, _first in (
@@ -58,18 +68,18 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
             difflib.get_close_matches(file.name, [p.name for p in file.parent.glob("*.yaml")], 1) if file.parent.is_dir() else []
         )
         raise RecipeError("no such file", f"did you mean {file.parent / nearby[0]}?" if nearby else "check the path", str(path))
+    lines: dict[Path_, str] = {}
     try:
         node = yaml.compose(file.read_text(encoding="utf-8"), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        if not isinstance(node, yaml.MappingNode):
+            raise RecipeError("holds no keys", "start from recipes/quickstart.yaml", str(path))
+        data = _plain(node, (), lines, str(path))
+    except UNREADABLE as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         raise RecipeError(
             f"not readable as YAML ({getattr(error, 'problem', None) or error})", "correct the syntax", where
         ) from error
-    if not isinstance(node, yaml.MappingNode):
-        raise RecipeError("holds no keys", "start from recipes/quickstart.yaml", str(path))
-    lines: dict[Path_, str] = {}
-    data = _plain(node, (), lines, str(path))
     for override in overrides:
         _apply(data, override, lines)
     try:
@@ -112,15 +122,18 @@ def _apply(data: dict[str, Any], override: str, lines: dict[Path_, str]) -> None
         raise RecipeError("not of the form section.field=value", "write for example --set pretrain.batch_rows=20", where)
     try:
         node = yaml.compose(text, _Loader)
-    except yaml.YAMLError as error:
-        raise RecipeError("the value is not YAML", "quote it", where) from error
+        value = None if node is None else _plain(node, tuple(key.split(".")), {}, where)
+    except UNREADABLE as error:
+        raise RecipeError(
+            f"the value is not readable as YAML ({getattr(error, 'problem', None) or error})", "quote it", where
+        ) from error
     *parents, last = key.split(".")
     place: Any = data
     for parent in parents:
         place = place.setdefault(parent, {}) if isinstance(place, dict) else None
     if not isinstance(place, dict):
         raise RecipeError(f"{key}: its parent is not a section", "name a key of the recipe", where)
-    place[last] = None if node is None else _plain(node, tuple(key.split(".")), {}, where)
+    place[last] = value
     for stale in [path for path in lines if path[: len(parents) + 1] == tuple(key.split("."))]:
         del lines[stale]
     lines[tuple(key.split("."))] = where

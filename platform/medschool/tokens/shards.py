@@ -90,20 +90,32 @@ def ipc_bytes(table: pa.Table) -> bytes:
 def read_rows(uri: str, rows: list[int]) -> pa.Table:
     """The given rows of a shard, in the given order, fetching only the record batches that hold them.
 
-    Raises InputError when the shard is not a whole Arrow file, IndexError when a row is out of range.
+    Raises InputError when the shard is missing or not a whole Arrow file, StorageError when the store fails, IndexError when a
+    row is out of range.
     """
-    try:
-        reader = _reader(uri)
-        wanted = sorted({row // BATCH_ROWS for row in rows})
-        batches = {number: reader.get_batch(number) for number in wanted}
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(
-            f"not a whole shard ({error})", "run the tokens stage again under a new seed, or restore the object", uri
-        ) from error
+    batches = _batches(uri, sorted({row // BATCH_ROWS for row in rows}))
     parts = [batches[row // BATCH_ROWS].slice(row % BATCH_ROWS, 1) for row in rows]
     if any(part.num_rows != 1 for part in parts):
         raise IndexError(f"{uri}: a row of {rows} is out of range")
     return pa.Table.from_batches(parts)
+
+
+@storage.guard
+def _batches(uri: str, numbers: list[int]) -> dict[int, pa.RecordBatch]:
+    try:
+        reader = _reader(uri)
+        return {number: reader.get_batch(number) for number in numbers}
+    except (pa.ArrowException, OSError) as error:
+        if not _is_damage(error):
+            raise
+        raise InputError(
+            f"not a whole shard ({error})", "run the tokens stage again under a new seed, or restore the object", uri
+        ) from error
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether the bytes are wrong, rather than the store: Arrow's own OSError is a plain one without errno."""
+    return isinstance(error, pa.ArrowException | FileNotFoundError) or (type(error) is OSError and error.errno is None)
 
 
 def read_table(uri: str) -> pa.Table:
