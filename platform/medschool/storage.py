@@ -29,6 +29,8 @@ T = TypeVar("T")
 
 COPY_THREADS = 8
 CHUNK_BYTES = 8 * 2**20
+PART_BYTES = 16 * 2**20
+"""Part of an upload; COPY_THREADS files with two parts each are in memory at once."""
 CONFLICT_WAITS_S = (0.1, 0.3, 1.0, 3.0)
 
 
@@ -261,7 +263,7 @@ def delete_prefix(uri: str) -> None:
 def upload(uri: str, local: Path) -> None:
     """Copy one local file to a key, in parts."""
     if is_s3(uri):
-        filesystem(uri).put_file(str(local), uri)
+        filesystem(uri).put_file(str(local), uri, chunksize=PART_BYTES, max_concurrency=2)
         return
     Path(uri).parent.mkdir(parents=True, exist_ok=True)
     part = f"{uri}.{uuid.uuid4().hex}.part"
