@@ -134,7 +134,7 @@ def test_doctor_finds_the_services_well(home: Path) -> None:
     for name in ("store", "store round trip", "mlflow", "ray", "ray token", "cpus", "serve port"):
         assert checks[name].ok, checks[name]
     too_few = next(check for check in doctor(home, needed_cpus=9) if check.name == "cpus")
-    assert not too_few.ok and "--cpus 9" in too_few.fix
+    assert not too_few.ok and "--num-cpus 9" in too_few.fix
 
 
 def test_doctor_names_wrong_credentials(home: Path, running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
