@@ -1,41 +1,46 @@
 """python -m jobs.publish RECIPE: register the gate's winner in MLflow under the recipe's alias."""
 
 from jobs.run import Run, main
+from jobs.study import open_study_run, open_trial_run
 from medschool import registry, track
+from medschool.ablate.compare import read_verdict
+from medschool.ablate.report import mlflow_metrics
 from medschool.errors import StageError
-from medschool.stage import recipe_digest
+from medschool.procedure import checkpoint_stage, recipe_digest, trials
 
 
 def publish(run: Run) -> str | None:
-    """The registered version. Raises StageError when the gate did not pass; None when the recipe does not register."""
-    recipe = run.recipe
+    """The registered version. Raises StageError when no candidate passed; None when the recipe does not register.
+
+    First the verdict's numbers go to the MLflow runs of the study and its trials, so that MLflow says what the report says.
+    """
+    recipe, verdict = run.recipe, read_verdict(run.artifact("verdict"))
+    parent = open_study_run(recipe)
+    runs = {trial.name: open_trial_run(recipe, trial, parent) for trial in trials(recipe)}
+    for name, run_id in runs.items():
+        track.close_run(run_id, "FINISHED", mlflow_metrics(verdict, name))
+    track.close_run(parent, "FINISHED")
     if recipe.serve is None or recipe.gate is None:
         run.say("publish: the recipe has no `serve` section, nothing is registered")
         return None
-    verdict = run.artifact("verdict")
-    if not verdict.facts["gate"]["passed"]:
+    gate = verdict["gate"]
+    if not gate["passed"]:
         raise StageError(
-            f"the gate did not pass: {verdict.facts['gate']['reason']}",
+            f"the gate did not pass: {gate['reason']}",
             "train longer or on other text; the alias keeps the model it had",
-            f"gate.candidate {recipe.gate.candidate}",
+            f"gate.candidates {', '.join(recipe.gate.candidates)}",
         )
-    name = f"pretrain/{recipe.gate.candidate}"
-    winner = run.artifact(name)
-    run_id = track.open_run(recipe.name, recipe.gate.candidate, winner.fingerprint, {})
+    winner = next(trial for trial in trials(recipe) if trial.name == gate["winner_trial"])
     tags = {
         "recipe": recipe.name,
         "recipe_digest": recipe_digest(recipe),
-        "gate": verdict.facts["gate"]["reason"],
+        "variant": winner.variant,
+        "gate": gate["reason"],
         "intended_use": "not for clinical use",
     }
-    try:
-        version = registry.register(winner, recipe.serve.registered_model, recipe.serve.alias, run_id, tags)
-    except BaseException as error:
-        track.close_run(run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
-        raise
-    metrics = {f"perplexity_{source}": value for source, value in verdict.facts["perplexity"][recipe.gate.candidate].items()}
-    track.close_run(run_id, "FINISHED", metrics)
-    run.say(f"registered {recipe.serve.registered_model} version {version} as @{recipe.serve.alias}")
+    made = run.artifact(checkpoint_stage(recipe, winner))
+    version = registry.register(made, recipe.serve.registered_model, recipe.serve.alias, runs[winner.name], tags)
+    run.say(f"registered {winner.name} as {recipe.serve.registered_model} version {version}, @{recipe.serve.alias}")
     return version
 
 

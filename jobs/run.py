@@ -11,62 +11,91 @@ from typing import Any
 
 from jobs.makers import MAKERS
 from medschool import artifact
+from medschool.artifact import Artifact
+from medschool.board import Board, printing
 from medschool.errors import MedschoolError, ServiceError, StageError, from_text
 from medschool.plan import check_model
+from medschool.procedure import stages
 from medschool.recipe import Recipe, load
-from medschool.stage import Resolved, fingerprint_in, raw_listing, resolve, stages
+from medschool.stage import TRIAL_KINDS, Resolved, Stage, fingerprint_in, raw_listing, resolve
 
 
 class Run:
-    """One recipe against one store: makes stages in order and remembers what is done."""
+    """One recipe against one store: makes stages in order and remembers what is done. The driver has one, and each trial."""
 
-    def __init__(self, recipe: Recipe, store_uri: str) -> None:
-        self.recipe, self.store_uri = recipe, store_uri
+    def __init__(
+        self,
+        recipe: Recipe,
+        store_uri: str,
+        board: Board,
+        mlflow_run: str | None = None,
+        report_every_steps: int | None = None,
+    ) -> None:
+        self.recipe, self.store_uri, self.board = recipe, store_uri, board
+        self.mlflow_run, self.report_every_steps = mlflow_run, report_every_steps
         self.stages = {stage.name: stage for stage in stages(recipe)}
         self.done: dict[str, Resolved] = {}
+        self.made: set[str] = set()
+        """Stages that were not cached."""
         self._width = max(map(len, self.stages))
 
     def say(self, text: str) -> None:
-        print(text, flush=True)
-
-    def say_more(self, text: str) -> None:
-        """A line of progress inside a stage."""
-        self.say(f"        {text}")
+        self.board.put(text)
 
     def make(self, kind: str) -> None:
         """Make every stage of one kind that is not finished yet; stages of other kinds must be finished."""
-        for number, (name, stage) in enumerate(self.stages.items(), 1):
+        for name, stage in self.stages.items():
             if stage.kind == kind:
-                self._make_one(name, f"[{number:2}/{len(self.stages)}] {name:<{self._width}}")
+                self.make_one(name)
 
-    def artifact(self, name: str) -> artifact.Artifact:
-        """A finished stage, resolved now if it has not been met yet. Raises StageError when it is not finished."""
-        if name not in self.done:
-            for needed in self.stages[name].inputs:
-                self.artifact(needed)
-            self.done[name] = resolve(self.stages[name], self.store_uri, self.done)
-        found = self.done[name].artifact
+    def artifact(self, name: str) -> Artifact:
+        """A finished stage, looked up if it has not been met yet. Raises StageError when it is not finished."""
+        if name in self.done and (known := self.done[name].artifact):
+            return known
+        found = self.find(name)
         if found is None:
             item = self.done[name]
             raise StageError(
-                f"is not finished ({item.reason})", f"run `python -m jobs.{item.stage.kind}` first, or jobs.whole_run", name
+                f"is not finished ({item.reason})", f"run `python -m jobs.{job_of(item.stage)}` first, or jobs.whole_run", name
             )
         return found
 
-    def _make_one(self, name: str, label: str) -> None:
-        stage = self.stages[name]
-        inputs = {needed: self.artifact(needed) for needed in stage.inputs}
-        raw = raw_listing(stage, self.store_uri)
-        fingerprint = fingerprint_in(stage, inputs, raw)
-        found = artifact.find(self.store_uri, name, fingerprint)
+    def find(self, name: str) -> Artifact | None:
+        """A stage as it stands in the store now; None when it is not finished, or something before it is not."""
+        for needed in self.stages[name].inputs.values():
+            if needed not in self.done or self.done[needed].artifact is None:
+                self.find(needed)
+        self.done[name] = resolve(self.stages[name], self.store_uri, self.done)
+        return self.done[name].artifact
+
+    def make_one(self, name: str) -> None:
+        """Make one stage unless it is finished; its inputs must be."""
+        stage, label = self.stages[name], self.label(name)
+        inputs = {role: self.artifact(needed) for role, needed in stage.inputs.items()}
+        fingerprint = fingerprint_in(stage, inputs, raw_listing(stage, self.store_uri))
+        found = artifact.find(self.store_uri, stage.identity, fingerprint)
         if found is None:
             self.say(f"{label}  run")
             began = time.monotonic()
             found = MAKERS[stage.kind](self, stage, inputs, fingerprint)
+            self.made.add(name)
             self.say(f"{label}  done in {time.monotonic() - began:.1f} s  {facts_line(found.facts)}")
         else:
             self.say(f"{label}  cached  {facts_line(found.facts)}")
         self.done[name] = Resolved(stage, "cached", fingerprint, found, "")
+
+    def label(self, name: str) -> str:
+        """`[ 9/17] pretrain/knowledge`: where a stage stands in the whole."""
+        number = list(self.stages).index(name) + 1
+        return f"[{number:2}/{len(self.stages)}] {name:<{self._width}}"
+
+
+JOBS = {"tokenizer": "model", **dict.fromkeys(TRIAL_KINDS, "study")}
+
+
+def job_of(stage: Stage) -> str:
+    """The job script that makes a stage: most are named after its kind."""
+    return JOBS.get(stage.kind, stage.kind)
 
 
 def facts_line(facts: dict[str, Any]) -> str:
@@ -78,8 +107,8 @@ def facts_line(facts: dict[str, Any]) -> str:
         return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
 
     if "gate" in facts:
-        return f"gate passed: {facts['gate']['passed']}"
-    return "  ".join(f"{key} {word(value)}" for key, value in facts.items())
+        return f"gate passed: {facts['gate']['passed']}  winner {facts['gate']['winner']}"
+    return "  ".join(f"{key} {word(value)}" for key, value in facts.items() if value != {})
 
 
 def main(do: Callable[[Run], None]) -> None:
@@ -95,7 +124,8 @@ def main(do: Callable[[Run], None]) -> None:
         recipe, store_uri = load(args.recipe, args.set), store_from_environment()
         check_model(recipe, store_uri)
         _connect()
-        do(Run(recipe, store_uri))
+        with printing(_print) as board:
+            do(Run(recipe, store_uri, board))
     except Exception as error:
         known = cause_of(error)
         if known is None:
@@ -119,11 +149,21 @@ def store_from_environment() -> str:
     return uri
 
 
+def _print(line: str) -> None:
+    print(line, flush=True)
+
+
 def _connect() -> None:
     import ray
 
     ray.init(address="auto", log_to_driver=False, logging_level=logging.WARNING)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    for name in ("ray.data", "ray.train"):
+    quiet()
+
+
+def quiet() -> None:
+    """Keep the libraries' own progress out of this process's output: the board has ours."""
+    import ray
+
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    for name in ("ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)

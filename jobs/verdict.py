@@ -1,4 +1,4 @@
-"""python -m jobs.verdict RECIPE: make the `verdict` stages of a recipe; the stages before it must be finished."""
+"""python -m jobs.verdict RECIPE: make the `verdict` stage of a recipe; the stages before it must be finished."""
 
 from jobs.run import main
 

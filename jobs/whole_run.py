@@ -2,24 +2,23 @@
 
 from jobs.model import adopt
 from jobs.publish import publish
+from jobs.report import report
 from jobs.run import Run, main
 from jobs.serve import serve
-from medschool.ablate.report import table
+from jobs.study import study
 
 
 def whole_run(run: Run) -> None:
     adopt(run)  # base model -> verified weights and tokenizer
+    run.make("exams")  # questions -> checked, distinct items that are never trained on
+    run.make("instructions")  # questions, abstracts, graphs -> conversations, without what an exam asks
+    run.make("chats")  # conversations -> packed rows, of which the answers are trained
     run.make("corpus")  # raw text -> cleaned, licensed, distinct documents
     run.make("tokens")  # documents -> packed, shuffled rows, and held-out documents
-    run.make("pretrain")  # rows in the mixture's order -> one checkpoint a variant
-    run.make("evaluate")  # checkpoint -> loss of every held-out document
-    run.make("verdict")  # losses of all variants -> differences with intervals, and the gate
-    print(
-        table(
-            run.recipe, run.artifact("verdict"), {name: run.artifact(name) for name in run.stages if name.startswith("pretrain/")}
-        ),
-        flush=True,
-    )
+    run.make("probes")  # rows that will be trained on -> facts to ask about, and twins
+    study(run)  # each variant: knowledge injection, instruction tuning, measured on every item
+    run.make("verdict")  # all items of all variants -> differences with intervals, and the gate
+    report(run)  # -> the table, and one HTML page
     publish(run)  # the gate's winner -> registry, under the alias
     serve(run)  # alias -> HTTP
 

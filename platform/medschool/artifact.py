@@ -12,6 +12,7 @@ of the raw files it reads, and the version of its format. Where things are store
 
 import fcntl
 import hashlib
+import io
 import json
 import os
 import time
@@ -22,6 +23,9 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from medschool import storage
 from medschool.errors import StorageError
@@ -95,6 +99,13 @@ def write_file(prefix_uri: str, path: str, data: bytes) -> ArtifactFile:
     """Write one file of an artifact in the making and describe it."""
     storage.write_bytes(storage.join(prefix_uri, path), data)
     return ArtifactFile(path, len(data), hashlib.sha256(data).hexdigest())
+
+
+def write_parquet(prefix_uri: str, path: str, rows: pa.Table) -> ArtifactFile:
+    """Write one table of an artifact in the making as Parquet, and describe it."""
+    sink = io.BytesIO()
+    pq.write_table(rows, sink, compression="zstd")
+    return write_file(prefix_uri, path, sink.getvalue())
 
 
 def upload_folder(prefix_uri: str, folder: Path, under: str = "") -> tuple[ArtifactFile, ...]:

@@ -12,7 +12,7 @@ import typer
 
 from medschool import __version__
 from medschool.errors import MedschoolError, RecipeError, ServiceError
-from medschool.recipe import load
+from medschool.recipe import Recipe, load
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -138,7 +138,7 @@ def submit(
     """
     from medschool.cluster import submit as ray_jobs
     from medschool.cluster.status import next_steps
-    from medschool.stage import recipe_digest
+    from medschool.procedure import recipe_digest
 
     _environment()
     checked = load(recipe, overrides)
@@ -155,10 +155,40 @@ def submit(
         print(f"follow it with: ray job logs -f {identity}")
         return
     code = ray_jobs.follow(identity, _say)
+    if code == 0 and job in ("whole_run", "report", "search"):
+        _bring_home(checked)
     if code == 0 and job == "whole_run":
         for line in next_steps(served=checked.serve is not None):
             print(line)
     raise typer.Exit(code)
+
+
+@app.command()
+def results(recipe: RecipePath, overrides: Overrides = []) -> None:  # noqa: B006
+    """Bring a finished run's report, numbers and best recipe from the store to this machine.
+
+    Example: medschool results recipes/quickstart.yaml
+    """
+    _environment()
+    if not _bring_home(load(recipe, overrides)):
+        raise ServiceError("this recipe has left no results", f"run it first: medschool submit {recipe}", _store())
+
+
+def _bring_home(recipe: Recipe) -> list[Path]:
+    """Copy what a run left for people to the folder `results` of this home, and say where it is."""
+    from medschool import storage
+    from medschool.cluster import state
+    from medschool.procedure import results_uri
+
+    folder = state.home() / "results" / recipe.name
+    found = []
+    for info in storage.list_files(results_uri(_store(), recipe)):
+        target = folder / info.uri.rsplit("/", 1)[1]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(storage.read_bytes(info.uri))
+        found.append(target)
+        print(f"{target.name:<13} {target}")
+    return found
 
 
 @app.command()

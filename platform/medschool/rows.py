@@ -1,8 +1,9 @@
-"""The rows that travel between stages: one document, and one thing that was dropped.
+"""The rows that travel between stages: a document, a conversation, an exam item, a probe, and a thing that was dropped.
 
 Stages exchange Parquet files with exactly these columns, so any reader (pyarrow, DuckDB, pandas) can check them.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -46,8 +47,110 @@ DOCUMENT_SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    """`system`, `user` or `assistant`."""
+    content: str
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """One example of instruction tuning: the assistant's turns are trained on, the others are read."""
+
+    id: str
+    """Unique in its set, stable between runs: `mmlu:nutrition:17:direct`."""
+    source: str
+    """The recipe's name of the set."""
+    kind: str
+    """What it teaches: `exam`, `rationale`, `conversation` or `graph`, the components of the paper's ablation."""
+    messages: tuple[Message, ...]
+    """At least one `user` turn and then an `assistant` turn, which is the last."""
+    licence: str
+    uri: str
+    """The raw file it came from."""
+
+
+CONVERSATION_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("source", pa.string()),
+        ("kind", pa.string()),
+        ("messages", pa.list_(pa.struct([("role", pa.string()), ("content", pa.large_string())]))),
+        ("licence", pa.string()),
+        ("uri", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class ExamItem:
+    """One multiple-choice question."""
+
+    id: str
+    """Unique in its exam, stable between runs: `anatomy:12`."""
+    exam: str
+    """The recipe's name of the exam, or of the set of instructions made from it."""
+    subject: str
+    question: str
+    options: tuple[str, ...]
+    """In the order of the file; their letters are A, B, C..."""
+    answer: int
+    """Index of the right option."""
+    rationale: str
+    """Why, where the file says it; else empty."""
+    uri: str
+
+
+EXAM_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("exam", pa.string()),
+        ("subject", pa.string()),
+        ("question", pa.large_string()),
+        ("options", pa.list_(pa.large_string())),
+        ("answer", pa.int32()),
+        ("rationale", pa.large_string()),
+        ("uri", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One fact as a choice between endings. Facts that were trained on have twins of the same kind that no variant saw."""
+
+    id: str
+    kind: str
+    """What kind of fact, and from which source: `cloze/papers`, `graph/books`."""
+    seed: int | None
+    """Training seed under which the fact was in a training batch; None for a twin from the held-out documents."""
+    prompt: str
+    candidates: tuple[str, ...]
+    """Endings that the prompt can take, as text that follows it directly."""
+    answer: int
+    """Index of the true ending."""
+    document: str
+    """Id of the document that states it."""
+
+
+PROBE_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("kind", pa.string()),
+        ("seed", pa.int64()),
+        ("prompt", pa.large_string()),
+        ("candidates", pa.list_(pa.large_string())),
+        ("answer", pa.int32()),
+        ("document", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
 class Dropped:
-    """Something that did not become a document, and why. Nothing is dropped without one of these."""
+    """Something that did not become a row, and why. Nothing is dropped without one of these."""
 
     id: str
     """Document id, or the raw file's name and position where there is none."""
@@ -64,7 +167,10 @@ class Dropped:
 DROPPED_SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "source", "step", "reason", "sample", "uri")])
 
 
-def table(rows: list[Document] | list[Dropped], schema: pa.Schema) -> pa.Table:
+Row = Document | Conversation | ExamItem | Probe | Dropped
+
+
+def table(rows: Sequence[Row], schema: pa.Schema) -> pa.Table:
     """Arrow table of `rows` with exactly `schema`."""
     columns: dict[str, list[Any]] = {name: [] for name in schema.names}
     for row in rows:

@@ -8,11 +8,14 @@ a file that must be written once is written with `put_if_absent`, which is atomi
 """
 
 import functools
+import gzip
 import hashlib
+import io
 import os
 import shutil
 import time
 import uuid
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +23,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 from botocore.exceptions import ConnectionError as BotoConnectionError
 
@@ -124,6 +129,22 @@ def read_bytes(uri: str) -> bytes:
     """Whole content. Raises FileNotFoundError when the key does not exist, StorageError when the store fails."""
     data: bytes = filesystem(uri).cat_file(uri)
     return data
+
+
+def read_raw(uri: str, name: str) -> bytes:
+    """A raw input file, unpacked where it ends in `.gz`. Raises InputError at `name` when it is not a whole gzip file."""
+    data = read_bytes(uri)
+    if not uri.endswith(".gz"):
+        return data
+    try:
+        return gzip.decompress(data)
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"not a whole gzip file ({error})", "fetch the file again", name) from error
+
+
+def read_parquet(uri: str, columns: list[str] | None = None) -> pa.Table:
+    """A whole Parquet file, or some of its columns."""
+    return pq.read_table(io.BytesIO(read_bytes(uri)), columns=columns)
 
 
 @guard

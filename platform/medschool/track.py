@@ -23,10 +23,11 @@ class Journal:
 
     run_id: MLflow run; None keeps the journal only. Steps that the run already has are not shipped again, so a resumed run
         does not log a step twice.
+    before: put before every key in MLflow, so that one run can hold several phases.
     """
 
-    def __init__(self, path: Path, run_id: str | None) -> None:
-        self.path, self._run_id = path, run_id
+    def __init__(self, path: Path, run_id: str | None, before: str = "") -> None:
+        self.path, self._run_id, self._before = path, run_id, before
         self._file = path.open("a", encoding="utf-8")
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._ship, daemon=True) if run_id else None
@@ -58,8 +59,8 @@ class Journal:
             try:
                 if client is None:
                     client = mlflow_client()
-                    newest = _newest_step(client, str(self._run_id))
-                _log_lines(client, str(self._run_id), lines[shipped:], newest)
+                    newest = _newest_step(client, str(self._run_id), self._before)
+                _log_lines(client, str(self._run_id), lines[shipped:], newest, self._before)
                 shipped = len(lines)
             except Exception:
                 if not closing:
@@ -68,12 +69,12 @@ class Journal:
                 return
 
 
-def _log_lines(client: Any, run_id: str, lines: list[str], newest: int) -> None:
+def _log_lines(client: Any, run_id: str, lines: list[str], newest: int, before: str) -> None:
     from mlflow.entities import Metric
 
     points = [json.loads(line) for line in lines]
     metrics = [
-        Metric(key, value, point["time_ms"], point["step"])
+        Metric(before + key, value, point["time_ms"], point["step"])
         for point in points
         if point["step"] > newest
         for key, value in point.items()
@@ -83,10 +84,15 @@ def _log_lines(client: Any, run_id: str, lines: list[str], newest: int) -> None:
         client.log_batch(run_id, metrics=metrics[first : first + 500])
 
 
-def _newest_step(client: Any, run_id: str) -> int:
-    """Newest step among the run's metrics; -1 for a new run."""
-    metrics = client.get_run(run_id).data.metrics
-    return max((point.step for key in metrics for point in client.get_metric_history(run_id, key)[-1:]), default=-1)
+def _newest_step(client: Any, run_id: str, before: str) -> int:
+    """Newest step among the run's metrics whose keys start with `before`; -1 for a new run."""
+    keys = [key for key in client.get_run(run_id).data.metrics if key.startswith(before)]
+    return max((point.step for key in keys for point in client.get_metric_history(run_id, key)[-1:]), default=-1)
+
+
+def read_journal(data: bytes) -> list[dict[str, float]]:
+    """The lines of a journal: step, time_ms and what was measured."""
+    return [json.loads(line) for line in data.decode("utf-8").splitlines()]
 
 
 def mlflow_client() -> Any:
@@ -98,8 +104,11 @@ def mlflow_client() -> Any:
     return MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
 
 
-def open_run(experiment: str, name: str, fingerprint: str, params: Mapping[str, Any]) -> str | None:
-    """Id of the MLflow run with this fingerprint: found again, or begun. None when there is no MLflow to talk to."""
+def open_run(experiment: str, name: str, fingerprint: str, params: Mapping[str, Any], parent: str | None = None) -> str | None:
+    """Id of the MLflow run with this fingerprint: found again, or begun, below the run `parent`.
+
+    None when there is no MLflow to talk to.
+    """
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         return None
     try:
@@ -110,7 +119,8 @@ def open_run(experiment: str, name: str, fingerprint: str, params: Mapping[str, 
         if runs:
             client.update_run(runs[0].info.run_id, status="RUNNING")
             return str(runs[0].info.run_id)
-        run = client.create_run(experiment_id, tags={"medschool.fingerprint": fingerprint, "mlflow.runName": name})
+        tags = {"medschool.fingerprint": fingerprint, "mlflow.runName": name}
+        run = client.create_run(experiment_id, tags=tags | ({"mlflow.parentRunId": parent} if parent else {}))
         for key, value in params.items():
             client.log_param(run.info.run_id, key, value)
         return str(run.info.run_id)
@@ -125,8 +135,15 @@ def close_run(run_id: str | None, status: str, metrics: Mapping[str, float] | No
         return
     try:
         client = mlflow_client()
+        known = client.get_run(run_id).data.metrics if metrics else {}
         for key, value in (metrics or {}).items():
-            client.log_metric(run_id, key, value)
+            if known.get(key) != value:
+                client.log_metric(run_id, key, value)
         client.set_terminated(run_id, status)
     except Exception as error:
         print(f"tracking: could not close run {run_id} ({type(error).__name__})", flush=True)
+
+
+def status_of(error: BaseException) -> str:
+    """MLflow's word for a run that ended with `error`: `KILLED` when somebody stopped it."""
+    return "FAILED" if isinstance(error, Exception) else "KILLED"

@@ -29,12 +29,15 @@ OVERRIDES = [
     "sources.books.files=[{uri: raw/hpo/hp.obo, format: hpo}]",
     "sources.papers.files=[{uri: raw/medline/*.xml.gz, format: medline}]",
     "tokens={row_tokens: 32, rows_per_shard: 64, heldout_tokens: 600, heldout_document_tokens: 64}",
-    "pretrain.length.steps=60", "pretrain.optimizer.lr=1e-2", "serve.max_context_tokens=128", "cluster.score_workers=1",
+    "instructions.conclusions={files: [{uri: raw/hpo/hp.obo, format: hpo_graph}], licences: [hpo], conversations: 40}",
+    "exams.mmlu_clinical.items=30", "exams.mmlu_clinical.generated_items=4", "probes.items=8", "chats.row_tokens=256",
+    "pretrain.length.steps=60", "pretrain.optimizer.lr=1e-2", "instruct.length.steps=12", "serve.max_context_tokens=256",
+    "cluster.score_workers=1",
 ]  # fmt: skip
 SETTINGS = [word for override in OVERRIDES for word in ("--set", override)]
 FOREIGN = ("AWS_", "MEDSCHOOL_", "MLFLOW_", "RAY_", "PYTHONPATH", "HF_")
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1200)
 
 
 @dataclass(frozen=True)
@@ -104,39 +107,70 @@ def put_inputs(user: User, folder: Path) -> None:
     store.put(str(folder / "raw"), "medschool/raw", recursive=True)
 
 
+KILLED_IN = [
+    r"exams/mmlu_clinical +run", r"instructions/\w+ +run", r"chats/\w+ +run", r"corpus/papers +run", r"tokens/papers +run",
+    r"probes +run", r"evaluate/base +run", r"step (1[1-9]|[2-5]\d)/60", r"evaluate/control +run", r"instruct/instructed +run",
+    r"step [6-9]/12", r"evaluate/instructed +run", r"verdict +run", r"registered .* version 1",
+]  # fmt: skip
+"""Lines of the job at which its driver is killed, one submission after the other: each stage once, and inside both trainings."""
+
+
 @pytest.fixture(scope="module")
 def interrupted(user: User) -> str:
-    """The output of a run that the user stopped with Ctrl-C while it tokenized."""
+    """The output of a run that the user stopped with Ctrl-C while it read the first source."""
     stopped = user.start("submit", RECIPE, *SETTINGS)
     assert stopped.stdout is not None
     seen = []
     for line in stopped.stdout:
         seen.append(line)
-        if re.search(r"tokens/books +run", line):
+        if re.search(r"corpus/books +run", line):
             stopped.send_signal(signal.SIGINT)
     assert stopped.wait(120) == 130, "".join(seen)
     return "".join(seen)
 
 
-@pytest.fixture(scope="module")
-def first_run(user: User, interrupted: str) -> str:
-    """The output of the run that finished, after one that was stopped and one whose driver was killed in the middle of training."""
-    killed = user.start("submit", RECIPE, *SETTINGS)
-    assert killed.stdout is not None
-    seen = []
-    for line in killed.stdout:
+def killed_at(user: User, pattern: str) -> list[str]:
+    """Submit, wait for a line, kill the job's driver; the lines until then. AssertionError when the line never came."""
+    submitted = user.start("submit", RECIPE, *SETTINGS)
+    assert submitted.stdout is not None
+    seen: list[str] = []
+    for line in submitted.stdout:
         seen.append(line)
-        if re.search(r"step (1[1-9]|[2-5]\d)/60", line):  # the recipe checkpoints every 5 steps
+        if re.search(pattern, line):
             break
-    assert any(re.search(r"corpus/papers +cached", line) for line in seen), "".join(seen)
+    else:
+        raise AssertionError(f"no line matched {pattern}:\n" + "".join(seen))
     drivers = [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [])[1:3] == ["-m", "jobs.whole_run"]]
     assert drivers, "".join(seen)
     for driver in drivers:
         driver.send_signal(signal.SIGKILL)
-    assert killed.wait(120) != 0
+    assert submitted.wait(120) != 0
+    return seen
+
+
+@pytest.fixture(scope="module")
+def killed(user: User) -> list[list[str]]:
+    """The outputs of runs whose driver was killed, once in every stage."""
+    return [killed_at(user, pattern) for pattern in KILLED_IN]
+
+
+@pytest.fixture(scope="module")
+def first_run(user: User, killed: list[list[str]], interrupted: str) -> str:
+    """The output of the run that finished, after all those that did not."""
     finished = user.run("submit", RECIPE, *SETTINGS)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     return finished.stdout
+
+
+def test_a_killed_driver_costs_no_finished_stage(killed: list[list[str]], first_run: str) -> None:
+    done: set[str] = set()
+    for lines in (*killed, first_run.splitlines()):
+        begun = {found[1] for line in lines if (found := re.search(r"\] (\S+) +run", line))}
+        assert not begun & done, "repeated: " + ", ".join(begun & done)
+        done |= {found[1] for line in lines if (found := re.search(r"\] (\S+) +done in", line))}
+    for phase, steps in (("pretrain", "60"), ("instruct", "12")):
+        pattern = rf"resuming at step [1-5]?[05] from s3://medschool/artifacts/{phase}/"
+        assert any(re.search(pattern, line) for lines in killed for line in lines), (phase, steps)
 
 
 def test_ctrl_c_stops_the_job_and_says_that_nothing_is_lost(user: User, interrupted: str) -> None:
@@ -149,18 +183,18 @@ def test_ctrl_c_stops_the_job_and_says_that_nothing_is_lost(user: User, interrup
     assert job["status"] in ("STOPPED", "FAILED")
 
 
-def test_a_run_after_a_killed_driver_goes_on_and_ends_with_a_table(first_run: str) -> None:
-    assert re.search(r"tokens/papers +cached", first_run)
-    assert re.search(r"resuming at step [1-5]?[05] from s3://medschool/artifacts/pretrain/control/", first_run)
+def test_the_run_ends_with_a_table_a_report_and_a_served_model(user: User, first_run: str) -> None:
     assert re.search(r"knowledge - control +papers .* helped", first_run)
-    assert "Gate: passed." in first_run
-    assert "Not for clinical use." in first_run
+    assert "Gate: passed." in first_run and "Not for clinical use." in first_run
+    assert re.search(r"overlap \(exam_items 48, checked \d+, removed 2\)", first_run)
+    page = user.home / "results" / "quickstart" / "report.html"
+    assert str(page) in first_run and page.read_text().startswith("<!doctype html>")
 
 
 def test_a_second_run_finds_everything_finished(user: User, first_run: str) -> None:
     again = user.run("submit", RECIPE, *SETTINGS)
     assert again.returncode == 0, again.stdout + again.stderr
-    assert again.stdout.count("  cached") == 14 and "  run" not in again.stdout
+    assert again.stdout.count("  cached") == 29 and "  run" not in again.stdout and "study:" not in again.stdout
     table = "Held-out perplexity"
     assert (
         again.stdout[again.stdout.index(table) :].split("registered")[0]
@@ -172,6 +206,8 @@ def test_plan_and_status_are_machine_readable(user: User, first_run: str) -> Non
     plan = json.loads(user.run("plan", RECIPE, *SETTINGS, "--json").stdout)
     assert {stage["state"] for stage in plan["stages"]} == {"cached"}
     assert plan["totals"]["pretrain"]["steps"] == 120 and plan["totals"]["pretrain"]["tokens"] == 120 * 20 * 32
+    assert plan["totals"]["instruct"]["steps"] == 12
+    assert [course["shared_with"] for course in plan["phases"]] == [None, None, "pretrain/knowledge", None]
     changed = json.loads(user.run("plan", RECIPE, *SETTINGS, "--set", "pretrain.optimizer.lr=2e-2", "--json").stdout)
     states = {stage["name"]: stage["state"] for stage in changed["stages"]}
     assert states["tokens/papers"] == "cached" and states["pretrain/knowledge"] == "run" and states["evaluate/base"] == "cached"
@@ -180,19 +216,35 @@ def test_plan_and_status_are_machine_readable(user: User, first_run: str) -> Non
     assert status["ray"]["jobs"][0]["status"] == "SUCCEEDED"
 
 
-def test_mlflow_has_the_losses_once_and_the_alias(user: User, first_run: str) -> None:
+def test_mlflow_has_the_losses_once_the_same_numbers_and_the_alias(user: User, first_run: str) -> None:
     from mlflow import MlflowClient
+
+    from medschool.ablate.report import mlflow_metrics
 
     client = MlflowClient(user.services()["MLFLOW_TRACKING_URI"])
     experiment = client.get_experiment_by_name("quickstart")
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
-    assert set(runs) == {"control", "knowledge"} and {run.info.status for run in runs.values()} == {"FINISHED"}
-    for run in runs.values():
-        assert [point.step for point in client.get_metric_history(run.info.run_id, "loss")] == list(range(1, 61))
+    assert len(runs) == 5 == len(client.search_runs([experiment.experiment_id]))
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    study = runs.pop("study")
+    assert {run.data.tags["mlflow.parentRunId"] for run in runs.values()} == {study.info.run_id}
+    for name, key, steps in (
+        ("control", "pretrain/loss", 60),
+        ("knowledge", "pretrain/loss", 60),
+        ("instructed", "instruct/loss", 12),
+    ):
+        history = client.get_metric_history(runs[name].info.run_id, key)
+        assert [point.step for point in history] == list(range(1, steps + 1)), name
+    results = json.loads((user.home / "results" / "quickstart" / "results.json").read_text())
+    for name, run in runs.items():
+        metrics = mlflow_metrics(results, name)
+        assert {"perplexity_papers", "accuracy_mmlu_clinical"} <= metrics.keys()
+        assert {key: run.data.metrics[key] for key in metrics} == metrics
+        assert f"{metrics['perplexity_papers']:.2f}" in first_run
     version = client.get_model_version_by_alias("medschool-quickstart", "champion")
-    assert version.tags["manifest_uri"].startswith("s3://medschool/artifacts/pretrain/knowledge/")
-    perplexity = runs["knowledge"].data.metrics["perplexity_papers"]
-    assert f"{perplexity:.2f}" in first_run
+    phase = "instruct" if results["gate"]["winner"] == "instructed" else "pretrain"
+    assert version.tags["manifest_uri"].startswith(f"s3://medschool/artifacts/{phase}/")
+    assert version.tags["variant"] == results["gate"]["winner"]
 
 
 def test_the_served_model_answers_the_openai_client(user: User, first_run: str) -> None:

@@ -11,6 +11,7 @@ import pytest
 from jobs.makers import MAKERS
 from jobs.run import Run
 from medschool import artifact, storage
+from medschool.board import Board, printing
 from medschool.errors import InputError, StageError
 from medschool.recipe import load
 from medschool.stage import fingerprint_in, raw_listing
@@ -23,19 +24,25 @@ class Watched(Run):
     """A run of the tiny recipe that keeps its lines, and shows each one to `watch` as it is said."""
 
     def __init__(self, store: Path, *overrides: str, watch: Callable[["Watched"], None] = lambda run: None) -> None:
-        super().__init__(load(store / "tiny.yaml", [*SETTINGS, *overrides]), str(store))
+        super().__init__(load(store / "tiny.yaml", [*SETTINGS, *overrides]), str(store), Board(None))
         self.lines: list[str] = []
         self._watch = watch
 
-    def say(self, text: str) -> None:
+    def hear(self, text: str) -> None:
         self.lines.append(text.strip())
         self._watch(self)
+
+    def make(self, kind: str) -> None:
+        with printing(self.hear) as self.board:
+            super().make(kind)
 
     def train(self) -> artifact.Artifact:
         """Only this one variant."""
         stage = self.stages[STAGE]
-        inputs = {name: self.artifact(name) for name in stage.inputs}
-        return MAKERS["pretrain"](self, stage, inputs, fingerprint_in(stage, inputs, raw_listing(stage, self.store_uri)))
+        inputs = {role: self.artifact(name) for role, name in stage.inputs.items()}
+        fingerprint = fingerprint_in(stage, inputs, raw_listing(stage, self.store_uri))
+        with printing(self.hear) as self.board:
+            return MAKERS["pretrain"](self, stage, inputs, fingerprint)
 
     def said(self, start: str) -> list[str]:
         return [line for line in self.lines if line.startswith(start)]
@@ -60,7 +67,7 @@ class Killer:
 
 def manifests(run: Watched) -> list[Path]:
     """Committed training states of a run, oldest first."""
-    return sorted(Path(run.store_uri, "artifacts", STAGE).glob("*/state/*/manifest.json"))
+    return sorted(Path(run.store_uri, "artifacts", "pretrain").glob("*/state/*/manifest.json"))
 
 
 def weights(made: artifact.Artifact) -> str:

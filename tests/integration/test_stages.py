@@ -1,30 +1,60 @@
 """The stages on a real Ray, on real formats: what each one writes is checked with plain pyarrow, transformers and loops."""
 
+import json
+import re
+import shutil
+import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
+import lxml.html
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from jobs.report import report
 from jobs.run import Run
+from jobs.search import search
+from jobs.study import study
 from medschool import artifact
-from medschool.errors import InputError, StageError
+from medschool.ablate.report import mlflow_metrics
+from medschool.board import Board, printing
+from medschool.errors import InputError, PlanError, StageError
+from medschool.procedure import results_uri
 from medschool.recipe import load
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
+LINES: list[str] = []
+BOARD: Board
+
+
+@pytest.fixture(scope="module", autouse=True)
+def board(ray_cluster: None) -> Iterator[None]:
+    """Every run of this file writes to one board; LINES holds what it said."""
+    global BOARD
+    with printing(LINES.append) as found:
+        BOARD = found
+        yield
 
 
 def run_of(store: Path, *overrides: str) -> Run:
-    return Run(load(store / "tiny.yaml", overrides), str(store))
+    return Run(load(store / "tiny.yaml", overrides), str(store), BOARD)
+
+
+def said() -> list[str]:
+    """What runs have said since the last call; lines arrive within a second."""
+    time.sleep(2.5)
+    lines, LINES[:] = list(LINES), []
+    return lines
 
 
 @pytest.fixture(scope="module")
-def tokenized(tiny_store: Path, ray_cluster: None) -> Run:
+def tokenized(tiny_store: Path, board: None) -> Run:
     run = run_of(tiny_store)
-    for kind in ("model", "tokenizer", "corpus", "tokens"):
+    for kind in ("model", "tokenizer", "exams", "instructions", "chats", "corpus", "tokens", "probes"):
         run.make(kind)
     return run
 
@@ -64,16 +94,26 @@ def test_a_second_run_makes_the_same_bytes(tokenized: Run, tmp_path: Path) -> No
 
     write_raw(tmp_path)
     again = run_of(tmp_path)
-    for kind in ("model", "tokenizer", "corpus", "tokens"):
+    for kind in ("model", "tokenizer", "exams", "instructions", "chats", "corpus", "tokens", "probes"):
         again.make(kind)
-    for name in ("corpus/papers", "corpus/books", "tokens/papers", "tokens/books", "tokens/general"):
+    same = (
+        "corpus/papers",
+        "corpus/books",
+        "tokens/papers",
+        "tokens/books",
+        "tokens/general",
+        "instructions/questions",
+        "probes",
+    )
+    for name in (*same, "instructions/graph", "chats/questions", "chats/graph", "exams/clinical"):
         assert again.artifact(name).digest == tokenized.artifact(name).digest, name
 
 
-def test_what_is_finished_is_not_made_again(tokenized: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    again = Run(tokenized.recipe, tokenized.store_uri)
+def test_what_is_finished_is_not_made_again(tokenized: Run) -> None:
+    said()
+    again = run_of(Path(tokenized.store_uri))
     again.make("corpus")
-    assert capsys.readouterr().out.count("cached") == 3
+    assert "".join(said()).count("cached") == 3 and not again.made
 
 
 def test_a_stage_before_its_inputs_says_which_to_run(tiny_store: Path) -> None:
@@ -104,20 +144,136 @@ def test_a_corrupt_file_is_named_and_nothing_is_finished(tiny_store: Path, tmp_p
     assert not list((tmp_path / "artifacts" / "corpus" / "papers").rglob("manifest.json"))
 
 
-def test_training_on_the_mixture_measures_an_effect_against_the_control(
-    tokenized: Run, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = tokenized
-    run.make("pretrain")
-    run.make("evaluate")
-    run.make("verdict")
-    facts = run.artifact("verdict").facts
-    assert facts["gate"]["passed"], facts["gate"]["reason"]
-    made = run.artifact("pretrain/knowledge")
+def test_conversations_that_hold_an_exam_item_are_removed_and_counted(tokenized: Run) -> None:
+    exam, made = tokenized.artifact("exams/clinical"), tokenized.artifact("instructions/questions")
+    assert exam.facts["items"] == 48 and exam.facts["dropped"] == {"malformed": 2, "duplicate": 1}
+    assert made.facts["overlap"] == {"exam_items": 48, "checked": made.facts["made"], "removed": 2}
+    dropped = [row for row in documents(made, "dropped").to_pylist() if row["step"] == "exam"]
+    assert len(dropped) == 2 and all("of exam item anatomy:4" in row["reason"] for row in dropped)
+    stems = {item["question"] for item in pq.read_table(exam.uri("items.parquet")).to_pylist()}
+    for row in documents(made, "conversations").to_pylist():
+        assert not any(stem in message["content"] for stem in stems for message in row["messages"])
+    assert made.facts["conversations"] == 80 == documents(made, "conversations").num_rows
+
+
+def test_a_sample_is_drawn_once_and_a_wrong_subject_is_named(tokenized: Run, tiny_store: Path) -> None:
+    made = tokenized.artifact("instructions/graph")
+    assert made.facts["conversations"] == 60 < made.facts["made"]
+    with pytest.raises(InputError, match="no conversation has the subject virologie") as raised:
+        run_of(tiny_store, "instructions.questions.subjects=[virologie]").make("instructions")
+    assert "virology" in raised.value.remedy
+
+
+def test_rows_of_conversations_train_the_answers_alone(tokenized: Run) -> None:
+    made = tokenized.artifact("chats/questions")
+    tokenizer = AutoTokenizer.from_pretrained(Path(tokenized.store_uri) / "raw" / "models" / "tiny")
+    answers = {
+        row["id"]: row["messages"][-1]["content"]
+        for row in documents(tokenized.artifact("instructions/questions"), "conversations").to_pylist()
+    }
+    found = {}
+    for file in made.files:
+        if file.path.startswith("shards/"):
+            for row in pa.ipc.open_file(made.uri(file.path)).read_all().to_pylist():
+                end = 0
+                for id_, length in zip(row["doc_ids"], row["doc_lengths"], strict=True):
+                    tokens, trained = (row[name][end : end + length] for name in ("tokens", "trained"))
+                    end += length
+                    spoken = [token for token, is_trained in zip(tokens, trained, strict=True) if is_trained]
+                    assert bool(id_) == bool(spoken)
+                    if id_:
+                        found[id_] = tokenizer.decode(spoken, clean_up_tokenization_spaces=False)
+    assert found == {id_: answer + "<|im_end|>" for id_, answer in answers.items()}
+
+
+def test_probes_ask_about_rows_that_are_trained_on_and_twins_about_none(tokenized: Run) -> None:
+    rows = pq.read_table(tokenized.artifact("probes").uri("probes.parquet")).to_pylist()
+    held = {
+        id_
+        for name in ("books", "papers")
+        for id_ in pa.ipc.open_file(tokenized.artifact(f"tokens/{name}").uri("heldout.arrow")).read_all().column("id").to_pylist()
+    }
+    kinds = {row["kind"] for row in rows}
+    assert kinds and all({row["seed"] is None for row in rows if row["kind"] == kind} == {True, False} for kind in kinds)
+    for row in rows:
+        assert (row["document"] in held) == (row["seed"] is None)
+        assert len(set(row["candidates"])) == 4 and 0 <= row["answer"] < 4
+
+
+def test_a_study_trains_each_variant_once_and_shares_what_is_the_same(tokenized: Run) -> None:
+    said()
+    study(tokenized)
+    tokenized.make("verdict")
+    text = "\n".join(said())
+    assert "study: 4 of 4 trials to run, 1 at once" in text and "step 12/12" in text and "step 6/6" in text
+    assert re.search(r"pretrain/instructed +cached", text)
+    shared = [tokenized.artifact(f"pretrain/{name}").manifest_uri for name in ("knowledge", "instructed")]
+    assert shared[0] == shared[1]
+    made = tokenized.artifact("pretrain/knowledge")
     assert made.facts["tokens"] == 12 * 20 * 32 and made.facts["loss_last"] < made.facts["loss_first"]
-    assert "step 12/12" in capsys.readouterr().out
+    assert made.facts["rows"] == {"books": 180, "general": 12, "papers": 48}
+    tuned = tokenized.artifact("instruct/instructed")
+    assert tuned.facts["tokens"] == 6 * 8 * 256 and 0 < tuned.facts["targets"] < tuned.facts["tokens"] / 4
+    assert tuned.facts["loss_last"] < tuned.facts["loss_first"]
+    gate = tokenized.artifact("verdict").facts["gate"]
+    assert gate["passed"] and gate["winner"] == "knowledge", gate["reason"]
     leftovers = [path for path in Path(made.manifest_uri).parent.iterdir() if path.name in ("state", "ray_train")]
     assert leftovers == []
+    again = run_of(Path(tokenized.store_uri))
+    study(again)
+    assert not again.made and "study:" not in "".join(said())
+
+
+def test_table_page_and_json_say_the_same(tokenized: Run) -> None:
+    report(tokenized)
+    folder = Path(results_uri(tokenized.store_uri, tokenized.recipe))
+    results = json.loads((folder / "results.json").read_text())
+    page = lxml.html.parse(folder / "report.html").getroot()
+    assert json.loads(page.get_element_by_id("results").text) == results
+    text, shown = "\n".join(said()), page.text_content()
+    for trial in results["trials"]:
+        losses = pq.read_table(tokenized.artifact(f"evaluate/{trial['name']}").uri("losses.parquet")).to_pandas()
+        for source, found in trial["perplexity"].items():
+            of_source = losses[losses["source"] == source]
+            value = np.exp(of_source["nll_nats"].sum() / of_source["targets"].sum())
+            assert found["value"] == pytest.approx(value) and f"{value:.2f}" in text and f"{value:.2f}" in shown
+        answers = pq.read_table(tokenized.artifact(f"evaluate/{trial['name']}").uri("answers.parquet")).to_pandas()
+        found = trial["exams"]["clinical"]
+        assert (found["items"], found["correct"]) == (30, int((answers["chosen"] == answers["answer"]).sum()))
+        share = f"{100 * found['correct'] / 30:.1f}%"
+        assert share in text and share in shown
+        assert mlflow_metrics(results, trial["name"])["accuracy_clinical"] == found["accuracy"]
+
+
+def test_a_failing_trial_is_named_and_does_not_hold_the_rest(tokenized: Run, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(tokenized.store_uri, store, ignore=shutil.ignore_patterns("pretrain", "instruct", "evaluate", "verdict"))
+    broken = next((store / "artifacts" / "tokens" / "general").rglob("00000.arrow"))
+    broken.write_bytes(broken.read_bytes()[:100])
+    plain = ("probes=null", "gate=null", "serve=null", "search=null", "cluster.max_failures=0")
+    variants = "base: {}, control: {weights: {general: 1}}, knowledge: {weights: {papers: 1}}"
+    run = run_of(store, f"variants={{{variants}}}", *plain)
+    with pytest.raises(InputError, match="not a whole shard"):
+        study(run)
+    assert [run.find(f"evaluate/{name}") is not None for name in ("base", "control", "knowledge")] == [True, False, True]
+
+
+def test_a_search_finds_the_learning_rate_that_learns_and_goes_on_where_it_was(tokenized: Run, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(tokenized.store_uri, store, ignore=shutil.ignore_patterns("pretrain", "instruct", "evaluate", "verdict"))
+    run = run_of(store)
+    search(run)
+    folder = Path(results_uri(run.store_uri, run.recipe))
+    found = json.loads((folder / "search.json").read_text())
+    assert [trial["values"] for trial in found["trials"]] == [{"pretrain.optimizer.lr": lr} for lr in (1e-2, 1e-3, 1e-5)]
+    assert found["best"] == {"pretrain.optimizer.lr": 1e-2}
+    assert [trial["steps"] == 12 for trial in found["trials"]] == [not trial["stopped"] for trial in found["trials"]]
+    assert found["trials"][2]["stopped"]  # it learns nothing, and was reported last
+    best = load(folder / "best.yaml")
+    assert best.pretrain.optimizer.lr == 1e-2 and best.search is None and best.variants == run.recipe.variants
+    said()
+    search(run_of(store))
+    assert "step " not in "".join(said()) and json.loads((folder / "search.json").read_text()) == found
 
 
 def test_the_export_loads_in_plain_transformers_and_scores_the_same(tokenized: Run, tmp_path: Path) -> None:
@@ -140,12 +296,9 @@ def test_the_export_loads_in_plain_transformers_and_scores_the_same(tokenized: R
 
 
 def test_ray_data_without_logical_cpus_is_refused_before_it_hangs(tokenized: Run) -> None:
-    run = Run(
-        load(Path(tokenized.store_uri) / "tiny.yaml", ["cluster.num_workers=7", "pretrain.optimizer.lr=2e-2"]),
-        tokenized.store_uri,
-    )
-    with pytest.raises(Exception, match=r"need 9 logical CPUs.*the cluster has at most 8"):
-        run.make("pretrain")
+    run = run_of(Path(tokenized.store_uri), "cluster.num_workers=7", "pretrain.optimizer.lr=2e-2")
+    with pytest.raises(PlanError, match=r"need 9 logical CPUs.*the cluster has at most 8"):
+        study(run)
 
 
 def test_workers_and_driver_have_the_standard_library_s_platform() -> None:
@@ -166,7 +319,7 @@ def test_workers_and_driver_have_the_standard_library_s_platform() -> None:
 
 def test_no_row_is_fed_twice_in_an_epoch(tokenized: Run) -> None:
     from medschool.plan import read_index
-    from medschool.stage import resolve_all
+    from medschool.procedure import resolve_all
     from medschool.tokens.order import Order
 
     resolved = resolve_all(tokenized.recipe, tokenized.store_uri)

@@ -9,8 +9,8 @@ import pytest
 from medschool import artifact, storage
 from medschool.artifact import Output, fetch_files, find, make, read_manifest, write_file
 from medschool.errors import InputError, StorageError
+from medschool.procedure import stages, trials
 from medschool.recipe import Recipe, load
-from medschool.stage import stages
 
 ROOT = Path(__file__).parents[2]
 
@@ -100,8 +100,15 @@ def sections(recipe: Recipe) -> dict[str, str]:
         ("name=other", set()),
         ("serve.max_context_tokens=64", set()),
         ("clean.min_chars=300", {"corpus/books", "corpus/papers", "corpus/general"}),
-        ("pretrain.optimizer.lr=1e-4", {"pretrain/control", "pretrain/knowledge"}),
-        ("variants.knowledge.weights={books: 1}", {"pretrain/knowledge"}),
+        ("pretrain.optimizer.lr=1e-4", {"pretrain/control", "pretrain/knowledge", "pretrain/instructed"}),
+        ("variants.control.weights={general: 1, papers: 1}", {"pretrain/control", "verdict"}),
+        ("instruct.optimizer.lr=1e-4", {"instruct/instructed"}),
+        ("variants.instructed.instructions={graph: 1}", {"instruct/instructed", "verdict"}),
+        ("chats.row_tokens=512", {f"chats/{name}" for name in ("exam_questions", "rationale", "conclusions", "graph", "coding")}),
+        ("exams.mmlu_clinical.items=300", {f"evaluate/{name}" for name in ("base", "control", "knowledge", "instructed")}),
+        ("exams.mmlu_clinical.subjects=[anatomy]", {"exams/mmlu_clinical"}),
+        ("probes.items=10", {"probes"}),
+        ("budget.minutes=1", set()),
         ("evaluate.confidence=0.9", {"verdict"}),
         ("tokens.row_tokens=64", {"tokens/books", "tokens/papers", "tokens/general"}),
     ],
@@ -111,10 +118,30 @@ def test_only_what_a_section_decides_changes_its_own_fingerprint(override: str, 
     assert {name for name in before if before[name] != after[name]} == changed
 
 
+def test_what_two_variants_share_has_one_identity_and_what_differs_has_not() -> None:
+    made = {stage.name: stage for stage in stages(load(ROOT / "recipes" / "quickstart.yaml"))}
+    shared, other = made["pretrain/knowledge"], made["pretrain/control"]
+    twin = made["pretrain/instructed"]
+    assert (twin.identity, twin.sections, twin.inputs) == (shared.identity, shared.sections, shared.inputs)
+    assert other.identity == shared.identity and other.sections != shared.sections
+    assert made["evaluate/instructed"].inputs["model"] == "instruct/instructed"
+    assert made["instruct/instructed"].inputs["model"] == "pretrain/instructed"
+
+
+def test_every_trained_variant_is_a_trial_under_every_seed() -> None:
+    recipe = load(ROOT / "recipes" / "quickstart.yaml", ["train_seeds=[3, 4]"])
+    assert [(trial.name, trial.seed) for trial in trials(recipe)] == [
+        ("base", None), ("control-seed3", 3), ("control-seed4", 4), ("knowledge-seed3", 3), ("knowledge-seed4", 4),
+        ("instructed-seed3", 3), ("instructed-seed4", 4),
+    ]  # fmt: skip
+    made = {stage.name: stage for stage in stages(recipe)}
+    assert made["pretrain/control-seed3"].sections != made["pretrain/control-seed4"].sections
+
+
 def test_stages_come_after_their_inputs() -> None:
     seen: set[str] = set()
     for stage in stages(load(ROOT / "recipes" / "quickstart.yaml")):
-        assert set(stage.inputs) <= seen
+        assert set(stage.inputs.values()) <= seen
         seen.add(stage.name)
 
 

@@ -139,7 +139,7 @@ def test_unpack_says_which_member_is_missing_and_refuses_two_of_one_name(tmp_pat
 
 def test_the_quickstart_is_pinned() -> None:
     names = [raw_set.name for raw_set in QUICKSTART]
-    assert names == ["medline", "pmc", "hpo", "icd10cm", "prose", "models/smollm2-135m-instruct"]
+    assert names == ["medline", "pmc", "hpo", "icd10cm", "prose", "mmlu", "mmlu_rationale", "models/smollm2-135m-instruct"]
     for raw_set in QUICKSTART:
         assert len(raw_set.package.sha256) == 64 and raw_set.licence
         assert raw_set.package.file.startswith(raw_set.package.name.replace("-", "_") + "-" + raw_set.package.version)

@@ -5,13 +5,14 @@ import time
 
 import pytest
 
-from medschool.corpus.formats import FORMATS, reader
+from medschool.corpus.formats import FORMATS
 from medschool.errors import InputError
+from medschool.formats import by_name
 from medschool.rows import Document, Dropped
 
 
 def read(name: str, data: str | bytes, uri: str = "raw/sample.xml") -> list[Document | Dropped]:
-    return list(reader(name)(data.encode() if isinstance(data, str) else data, uri, "papers"))
+    return list(FORMATS[name](data.encode() if isinstance(data, str) else data, uri, "papers"))
 
 
 def one(name: str, data: str, uri: str = "raw/sample.xml") -> Document:
@@ -159,7 +160,7 @@ def test_a_file_that_is_not_of_the_format_is_an_error(name: str, data: bytes, pr
 
 def test_half_a_file_is_an_error_that_names_the_line() -> None:
     whole = medline_set(*[record() for _ in range(20)])
-    rows = reader("medline")(whole[: len(whole) // 2].encode(), "raw/half.xml", "papers")
+    rows = FORMATS["medline"](whole[: len(whole) // 2].encode(), "raw/half.xml", "papers")
     assert isinstance(next(rows), Document)
     with pytest.raises(InputError) as error:
         list(rows)
@@ -168,7 +169,7 @@ def test_half_a_file_is_an_error_that_names_the_line() -> None:
 
 def test_an_unknown_format_is_answered_with_the_known_ones() -> None:
     with pytest.raises(InputError) as error:
-        reader("pdf")
+        by_name(FORMATS, "pdf", "sources.papers.files")
     assert all(name in str(error.value) for name in FORMATS)
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from medschool.errors import RecipeError
 from medschool.recipe import load
+from medschool.recipe.dump import dump, with_values
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "recipes" / "quickstart.yaml"
@@ -61,9 +62,18 @@ def line_of(path: Path, fragment: str) -> int:
         ),
         ("dtype: bf16", "dtype: no", "model.dtype", "got 'no'", "value"),
         ("control: control", "control: plain", "gate.control", "'plain' is not one of base, control", "correct"),
-        ("  control: control", "  control: knowledge", "gate.control", "is the candidate itself", "correct"),
-        ("  control: control", "  control: base", "gate.control", "'base' has no weights", "correct"),
+        ("  control: control", "  control: knowledge", "gate.control", "is a candidate itself", "correct"),
+        ("  control: control", "  control: base", "gate.control", "'base' has no weights and no instructions", "correct"),
         ("length: {steps: 9}", "length: {steps: 9, epochs: 2}", "pretrain.length", "exactly one", "correct"),
+        (
+            "{exam_questions: 4,",
+            "{exam_question: 4,",
+            "variants.instructed.instructions",
+            "'exam_question' is not one of",
+            "correct",
+        ),
+        ("improves: [papers]", "improves: [paper]", "gate.improves", "'paper' is not one of books, papers, general", "correct"),
+        ("keeps: [mmlu_clinical]", "keeps: [usmle]", "gate.keeps", "'usmle' is not one of mmlu_clinical", "correct"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_line(tmp_path: Path, old: str, new: str, key: str, problem: str, remedy: str) -> None:
@@ -95,6 +105,22 @@ def test_overrides_are_typed_and_named() -> None:
         with pytest.raises(RecipeError, match=problem) as raised:
             load(QUICKSTART, [override])
         assert raised.value.where == f"--set {override}"
+
+
+def test_a_recipe_written_out_loads_to_the_same_recipe(tmp_path: Path) -> None:
+    for path in (ROOT / "recipes").glob("*.yaml"):
+        recipe = load(path)
+        (tmp_path / "again.yaml").write_text(dump(recipe), encoding="utf-8")
+        assert load(tmp_path / "again.yaml") == recipe
+
+
+def test_other_values_give_another_checked_recipe() -> None:
+    recipe = with_values(load(QUICKSTART), {"pretrain.optimizer.lr": 1e-3, "budget": None})
+    assert recipe.pretrain.optimizer.lr == 1e-3 and recipe.budget is None
+    with pytest.raises(RecipeError, match="unknown key"):
+        with_values(load(QUICKSTART), {"pretrain.optimizer.learning_rate": 1e-3})
+    with pytest.raises(RecipeError, match="its parent is not a section"):
+        with_values(load(QUICKSTART), {"name.of": 3})
 
 
 def test_a_missing_file_suggests_its_neighbour() -> None:

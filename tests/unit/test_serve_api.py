@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import shutil
 import socket
 import threading
 import time
@@ -398,7 +399,7 @@ TEMPLATE = (
 
 
 @pytest.fixture(scope="module")
-def checkpoint_text(tmp_path_factory: pytest.TempPathFactory) -> CheckpointText:
+def checkpoint_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A byte-level BPE tokenizer trained here, with ChatML's control tokens and template."""
     from tokenizers import ByteLevelBPETokenizer
     from transformers import PreTrainedTokenizerFast
@@ -411,7 +412,12 @@ def checkpoint_text(tmp_path_factory: pytest.TempPathFactory) -> CheckpointText:
     tokenizer.chat_template = TEMPLATE
     folder: Path = tmp_path_factory.mktemp("tokenizer")
     tokenizer.save_pretrained(folder)
-    return CheckpointText(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint_text(checkpoint_folder: Path) -> CheckpointText:
+    return CheckpointText(checkpoint_folder)
 
 
 def test_prompt_is_the_rendered_template(checkpoint_text: CheckpointText) -> None:
@@ -431,8 +437,8 @@ def test_control_tokens_in_a_message_stay_text(checkpoint_text: CheckpointText, 
     assert attack.lstrip("\ue000") in checkpoint_text.decode(tokens)
 
 
-def test_a_folder_without_template_is_refused(checkpoint_text: CheckpointText, tmp_path: Path) -> None:
-    checkpoint_text._raw.save_pretrained(tmp_path)
+def test_a_folder_without_template_is_refused(checkpoint_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(checkpoint_folder, tmp_path, dirs_exist_ok=True)
     (tmp_path / "chat_template.jinja").unlink()
     with pytest.raises(InputError, match="chat_template"):
         CheckpointText(tmp_path)

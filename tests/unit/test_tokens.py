@@ -26,7 +26,7 @@ ROW = 4
 def shard(folder: Path, name: str, rows: int, base: int) -> str:
     """A shard whose first token of row r is base + r."""
     tokens = np.repeat(np.arange(base, base + rows, dtype=np.uint16)[:, None], ROW, axis=1)
-    packed = Rows(tokens, [["a", "b"]] * rows, [[1, ROW - 1]] * rows, 0)
+    packed = Rows(tokens, np.ones(tokens.shape, bool), [["a", "b"]] * rows, [[1, ROW - 1]] * rows, 0)
     path = folder / name
     path.write_bytes(ipc_bytes(rows_table(packed, np.dtype(np.uint16))))
     return str(path)

@@ -63,13 +63,25 @@ def test_packed_rows_give_the_logits_of_their_documents_alone(tokens: np.ndarray
 
 def test_the_summed_loss_is_that_of_the_documents_alone(tokens: np.ndarray) -> None:
     model = tiny()
-    packed = summed_loss(model, model_inputs(tokens, LENGTHS, torch.float32), targets_of(tokens, LENGTHS, np.ones(3)))
+    packed = summed_loss(
+        model, model_inputs(tokens, LENGTHS, torch.float32), targets_of(tokens, LENGTHS, np.ones(tokens.shape, bool), np.ones(3))
+    )
     pieces = [piece for row, lengths in enumerate(LENGTHS) for piece in np.split(tokens[row], np.cumsum(lengths)[:-1])]
     assert float(packed) == pytest.approx(sum(document_losses(model, pieces)), rel=1e-5)
 
 
+def test_only_trained_tokens_are_targets_and_each_is_predicted_from_the_one_before(tokens: np.ndarray) -> None:
+    trained = np.random.default_rng(3).random(tokens.shape) < 0.5
+    targets = targets_of(tokens, LENGTHS, trained, np.ones(3)).numpy()
+    for row, lengths in enumerate(LENGTHS):
+        starts = {sum(lengths[:piece]) for piece in range(len(lengths))}
+        for place in range(tokens.shape[1]):
+            follows = place + 1 < tokens.shape[1] and place + 1 not in starts and trained[row, place + 1]
+            assert targets[row, place] == (tokens[row, place + 1] if follows else -100)
+
+
 def test_a_row_without_weight_has_no_targets(tokens: np.ndarray) -> None:
-    targets = targets_of(tokens, LENGTHS, np.array([1.0, 0.0, 1.0]))
+    targets = targets_of(tokens, LENGTHS, np.ones(tokens.shape, bool), np.array([1.0, 0.0, 1.0]))
     assert (targets[1] == -100).all() and (targets[0] != -100).sum() == 6 and (targets[2] != -100).sum() == 5
 
 
@@ -92,10 +104,12 @@ def test_the_first_step_is_not_zero_and_the_last_is_the_floor() -> None:
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 7, 20])
 def test_deepspeed_gets_numbers_that_multiply_up(world: int) -> None:
-    config = deepspeed_config(load(ROOT / "recipes" / "quickstart.yaml"), world)
-    micro, accumulation = config["train_micro_batch_size_per_gpu"], config["gradient_accumulation_steps"]
-    assert micro * accumulation * world == config["train_batch_size"] >= 20
-    assert micro <= 5
+    recipe = load(ROOT / "recipes" / "quickstart.yaml")
+    for phase, rows, most in (("pretrain", 20, 5), ("instruct", 8, 2)):
+        config = deepspeed_config(recipe, phase, world)
+        micro, accumulation = config["train_micro_batch_size_per_gpu"], config["gradient_accumulation_steps"]
+        assert micro * accumulation * world == config["train_batch_size"] >= rows
+        assert 1 <= micro <= most
 
 
 def test_the_parameter_count_is_the_model_s() -> None:

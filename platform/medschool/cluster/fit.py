@@ -1,7 +1,9 @@
-"""Arithmetic of model size and work, used by the plan before anything starts."""
+"""Arithmetic of model size, work and room, used before anything starts."""
+
+from collections.abc import Mapping
 
 from medschool.errors import InputError
-from medschool.recipe.schema import Shape
+from medschool.recipe.schema import Cluster, Shape
 
 FLOP_PER_PARAMETER_TOKEN = 6
 """Forward and backward pass of a dense transformer, attention scores left out (Kaplan et al. 2020, section 2.1)."""
@@ -31,3 +33,21 @@ def parameters(shape: Shape) -> int:
 def training_flops(shape: Shape, tokens: int) -> float:
     """Floating-point operations of training on so many tokens."""
     return float(FLOP_PER_PARAMETER_TOKEN * parameters(shape) * tokens)
+
+
+def trial_needs(spec: Cluster) -> dict[str, float]:
+    """Logical CPUs and GPUs that one trial takes at its largest: its workers and their feed, or its scorers and theirs."""
+    return {
+        "CPU": max(spec.num_workers * spec.cpus_per_worker, spec.score_workers) + spec.data_cpus,
+        "GPU": spec.num_workers * spec.gpus_per_worker,
+    }
+
+
+def concurrent_trials(spec: Cluster, room: Mapping[str, float]) -> int:
+    """Trials that the cluster holds at once, at least one.
+
+    Ray Tune cannot work this out: the workers of a training stand outside the resources of the trial that starts it, so trials
+    that look small would start together, take each other's CPUs, and leave none to the feed, which then waits for ever.
+    """
+    held = [int(room.get(name, 0) // need) for name, need in trial_needs(spec).items() if need]
+    return max(1, min([*held, spec.max_concurrent_trials or min(held)]))

@@ -55,6 +55,7 @@ def submit(root: Path, job: str, name: str, arguments: list[str], metadata: dict
         "PYTHONUNBUFFERED": "1",
         "RAY_DATA_LOG_LEVEL": "CRITICAL",
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+        "MEDSCHOOL_GIT_SHA": git_sha(root),
     }
     jobs = client()
     with answering(
@@ -63,7 +64,7 @@ def submit(root: Path, job: str, name: str, arguments: list[str], metadata: dict
         jobs.submit_job(
             entrypoint=shlex.join(["python", "-m", f"jobs.{job}", *arguments]),
             submission_id=identity,
-            metadata={"user": getpass.getuser(), "git_sha": git_sha(root), **metadata},
+            metadata={"user": getpass.getuser(), "git_sha": env["MEDSCHOOL_GIT_SHA"], **metadata},
             runtime_env={"working_dir": str(root), "excludes": EXCLUDES, "env_vars": env},
         )
     say(f"submitted {identity}")

@@ -27,7 +27,7 @@ _ESCAPES = {"n": " ", "t": " ", "W": " "}
 
 
 @dataclass
-class _Stanza:
+class Term:
     """One [Term] of an OBO file: its tags in file order, and the line it starts at."""
 
     line: int
@@ -42,13 +42,14 @@ def hpo(data: bytes, uri: str, source: str) -> Iterator[Document | Dropped]:
 
     Raises InputError when the bytes are not UTF-8 or not an OBO file with terms, or end inside a term's tag.
     """
-    terms = list(_terms(data, uri))
-    names = {term.first("id"): term.first("name") for term in terms}
-    for term in terms:
+    found = list(terms(data, uri))
+    names = {term.first("id"): term.first("name") for term in found}
+    for term in found:
         yield _hpo_row(term, names, uri, source)
 
 
-def _terms(data: bytes, uri: str) -> Iterator[_Stanza]:
+def terms(data: bytes, uri: str) -> Iterator[Term]:
+    """Every [Term] in the order of the file. Raises as `hpo` does."""
     try:
         lines = data.decode("utf-8").splitlines()
     except UnicodeDecodeError as error:
@@ -56,13 +57,13 @@ def _terms(data: bytes, uri: str) -> Iterator[_Stanza]:
         raise InputError("not UTF-8 text", "fetch the file again", f"{uri}:{line}") from error
     if not lines or not lines[0].lstrip("\ufeff").startswith("format-version:"):
         raise InputError("not an OBO file: no `format-version:` in its first line", "check this source's `format`", f"{uri}:1")
-    stanza: _Stanza | None = None
+    stanza: Term | None = None
     found = False
     for number, text in enumerate(lines, start=1):
         if text.startswith("["):
             if stanza:
                 yield stanza
-            stanza = _Stanza(number) if text.strip() == "[Term]" else None
+            stanza = Term(number) if text.strip() == "[Term]" else None
             found = found or stanza is not None
         elif stanza and text.strip():
             tag, colon, value = text.partition(": ")
@@ -75,22 +76,21 @@ def _terms(data: bytes, uri: str) -> Iterator[_Stanza]:
         raise InputError("holds no [Term]", _CUT_SHORT, f"{uri}:{len(lines)}")
 
 
-def _hpo_row(term: _Stanza, names: dict[str, str], uri: str, source: str) -> Document | Dropped:
+def _hpo_row(term: Term, names: dict[str, str], uri: str, source: str) -> Document | Dropped:
     term_id, name = term.first("id"), term.first("name")
-    quoted = _QUOTED.match(term.first("def"))
-    definition = _unescape(quoted[1]) if quoted else ""
+    meaning = definition(term)
     for dropped, step, reason in (
         (not term_id or not name, "parse", f"[Term] at line {term.line} without id or name"),
         (term.first("is_obsolete") == "true", "obsolete", "the term is obsolete"),
-        (not definition, "parse", "no definition"),
+        (not meaning, "parse", "no definition"),
     ):
         if dropped:
-            return Dropped(term_id or f"{uri}#{term.line}", source, step, reason, (name or definition)[:SAMPLE_CHARS], uri)
-    text = f"{name}\n\n{_sentence(definition)}{_synonyms(term, name)}{_parents(term, name, names)}"
+            return Dropped(term_id or f"{uri}#{term.line}", source, step, reason, (name or meaning)[:SAMPLE_CHARS], uri)
+    text = f"{name}\n\n{sentence(meaning)}{_synonyms(term, name)}{_kind_of(name, parents(term, names))}"
     return Document(term_id, source, text, name, "hpo", None, "definition", uri)
 
 
-def _synonyms(term: _Stanza, name: str) -> str:
+def _synonyms(term: Term, name: str) -> str:
     """` Also called A, B and C. In plain words: D.`: exact synonyms, without those that were discarded."""
     formal: list[str] = []
     plain: list[str] = []
@@ -103,10 +103,20 @@ def _synonyms(term: _Stanza, name: str) -> str:
     return words + (f" In plain words: {_listed(plain)}." if plain else "")
 
 
-def _parents(term: _Stanza, name: str, names: dict[str, str]) -> str:
+def definition(term: Term) -> str:
+    """What the term means; empty where the file does not say."""
+    quoted = _QUOTED.match(term.first("def"))
+    return _unescape(quoted[1]) if quoted else ""
+
+
+def parents(term: Term, names: dict[str, str]) -> list[str]:
+    """What the term is a kind of, by name, without the root that all terms share. names: name of each term id."""
     ids = [value.split()[0] for value in term.tags.get("is_a", []) if value.strip()]
-    parents = [names[parent] for parent in ids if names.get(parent, "All") != "All"]
-    return f"\n\n{name} is a kind of {_listed(parents)}." if parents else ""
+    return [names[parent] for parent in ids if names.get(parent, "All") != "All"]
+
+
+def _kind_of(name: str, kinds: list[str]) -> str:
+    return f"\n\n{name} is a kind of {_listed(kinds)}." if kinds else ""
 
 
 def _unescape(text: str) -> str:
@@ -119,7 +129,8 @@ def _listed(words: list[str]) -> str:
     return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else words[0]
 
 
-def _sentence(text: str) -> str:
+def sentence(text: str) -> str:
+    """`text` with a full stop at its end, where it has no end yet."""
     return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
@@ -142,10 +153,10 @@ def icd10cm(data: bytes, uri: str, source: str) -> Iterator[Document | Dropped]:
     """One row a three-character category with the codes under it. Dropped: a category without code or description."""
     position = 0
     for section in elements(data, uri, "section"):
-        part = [f"Part of: {words}."] if (words := _field(section, "desc")) else []
+        part = [f"Part of: {words}."] if (words := words_of(section, "desc")) else []
         for category in section.iterfind("diag"):
             position += 1
-            code, title = _field(category, "name"), _field(category, "desc")
+            code, title = words_of(category, "name"), words_of(category, "desc")
             if not code or not title:
                 yield Dropped(f"{uri}#{position}", source, "parse", "<diag> without name or desc", f"{code} {title}".strip(), uri)
                 continue
@@ -158,7 +169,7 @@ def _diagnosis(node: etree._Element, notes: str) -> Iterator[str]:
     if notes:
         yield notes
     for child in node.iterfind("diag"):
-        yield f"{_field(child, 'name')} {_sentence(_field(child, 'desc'))} {_notes(child)}".rstrip()
+        yield f"{words_of(child, 'name')} {sentence(words_of(child, 'desc'))} {_notes(child)}".rstrip()
         yield from _diagnosis(child, "")
 
 
@@ -169,12 +180,13 @@ def _notes(node: etree._Element) -> str:
         label = _NOTES.get(child.tag) if isinstance(child.tag, str) else None
         notes = [words for note in child.iterfind("note") if (words := " ".join("".join(note.itertext()).split()))]
         if label and notes:
-            sentences.append(_sentence(f"{label}: {'; '.join(notes)}".replace(":; ", ": ")))
+            sentences.append(sentence(f"{label}: {'; '.join(notes)}".replace(":; ", ": ")))
         if child.tag == "sevenChrDef":
             meanings = [f"{item.get('char')} {' '.join((item.text or '').split())}" for item in child.iterfind("extension")]
-            sentences.append(_sentence(f"Seventh characters: {'; '.join(meanings)}"))
+            sentences.append(sentence(f"Seventh characters: {'; '.join(meanings)}"))
     return " ".join(sentences)
 
 
-def _field(node: etree._Element, tag: str) -> str:
+def words_of(node: etree._Element, tag: str) -> str:
+    """Text of the first child `tag` on one line; empty where there is none."""
     return " ".join((node.findtext(tag) or "").split())

@@ -10,17 +10,9 @@ from typing import TypeAlias
 from medschool.corpus.books import hpo, icd10cm
 from medschool.corpus.general import prose
 from medschool.corpus.papers import jats, medline
-from medschool.errors import InputError
 from medschool.rows import Document, Dropped
 
 Reader: TypeAlias = Callable[[bytes, str, str], Iterator[Document | Dropped]]
 """(data, uri, source) -> rows in the order of the file."""
 
 FORMATS: dict[str, Reader] = {"medline": medline, "jats": jats, "hpo": hpo, "icd10cm": icd10cm, "prose": prose}
-
-
-def reader(name: str) -> Reader:
-    """The reader of the format `name`; InputError, naming the formats there are, for any other name."""
-    if name not in FORMATS:
-        raise InputError(f"there is no raw format {name!r}", f"use one of {', '.join(sorted(FORMATS))}", "format")
-    return FORMATS[name]

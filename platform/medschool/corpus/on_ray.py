@@ -7,9 +7,6 @@ Only file names and hashes travel through Ray; texts go from the worker that rea
 documents (8 bytes each) are compared on the driver: 40 MB for the paper's 4.8 million articles.
 """
 
-import gzip
-import io
-import zlib
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
@@ -17,14 +14,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 
 from medschool import storage
-from medschool.artifact import ArtifactFile, Output, write_file
+from medschool.artifact import ArtifactFile, Output, write_parquet
 from medschool.corpus.clean import Rules, clean, content_key
-from medschool.corpus.formats import reader
-from medschool.errors import InputError, StageError
+from medschool.corpus.formats import FORMATS
+from medschool.errors import StageError
+from medschool.formats import by_name
 from medschool.recipe import Recipe
 from medschool.rows import DOCUMENT_SCHEMA, DROPPED_SCHEMA, Document, Dropped, table
 from medschool.seed import seed_of
@@ -68,21 +65,19 @@ def make_corpus(recipe: Recipe, source: str, store_uri: str, prefix_uri: str) ->
 
 def _read_file(job: dict[str, Any], source: str, rules: Rules, prefix_uri: str) -> dict[str, Any]:
     """One raw file: its documents and drops written, its content hashes returned. Documents carry its path below the store."""
-    data = storage.read_bytes(job["uri"])
-    if job["uri"].endswith(".gz"):
-        data = _gunzip(data, job["name"])
+    data = storage.read_raw(job["uri"], job["name"])
     documents: list[Document] = []
     dropped: list[Dropped] = []
     read = 0
-    for row in reader(job["format"])(data, job["name"], source):
+    for row in by_name(FORMATS, job["format"], f"sources.{source}.files")(data, job["name"], source):
         read += 1
         if isinstance(row, Document) and job["licence"]:
             row = replace(row, licence=job["licence"])
         kept = row if isinstance(row, Dropped) else clean(row, rules)
         (dropped if isinstance(kept, Dropped) else documents).append(kept)  # type: ignore[arg-type]
     hashes = np.array([seed_of(content_key(document)) for document in documents], dtype=np.uint64)
-    _write(prefix_uri, f"{READ}/documents/{job['part']:05}.parquet", table(documents, DOCUMENT_SCHEMA))
-    _write(prefix_uri, f"{READ}/dropped/{job['part']:05}.parquet", table(dropped, DROPPED_SCHEMA))
+    write_parquet(prefix_uri, f"{READ}/documents/{job['part']:05}.parquet", table(documents, DOCUMENT_SCHEMA))
+    write_parquet(prefix_uri, f"{READ}/dropped/{job['part']:05}.parquet", table(dropped, DROPPED_SCHEMA))
     return {"part": job["part"], "read": read, "hashes": hashes.tobytes()}
 
 
@@ -99,7 +94,7 @@ def _repeats(parts: list[dict[str, Any]]) -> list[list[int]]:
 def _drop_repeats(part: dict[str, Any], prefix_uri: str) -> dict[str, Any]:
     """Move the repeated rows of a part from its documents to its drops; describe both files."""
     name, repeats = f"{part['part']:05}.parquet", list(part["repeats"])
-    documents, dropped = _read(prefix_uri, f"{READ}/documents/{name}"), _read(prefix_uri, f"{READ}/dropped/{name}")
+    documents, dropped = (storage.read_parquet(storage.join(prefix_uri, READ, kind, name)) for kind in ("documents", "dropped"))
     if repeats:
         rows = documents.take(repeats).to_pylist()
         copies = [
@@ -110,7 +105,7 @@ def _drop_repeats(part: dict[str, Any], prefix_uri: str) -> dict[str, Any]:
         mask = np.ones(documents.num_rows, dtype=bool)
         mask[repeats] = False
         documents = documents.filter(pa.array(mask))
-    files = [_write(prefix_uri, f"documents/{name}", documents), _write(prefix_uri, f"dropped/{name}", dropped)]
+    files = [write_parquet(prefix_uri, f"documents/{name}", documents), write_parquet(prefix_uri, f"dropped/{name}", dropped)]
     return {
         "part": part["part"],
         "read": part["read"],
@@ -131,20 +126,3 @@ def _facts(parts: list[dict[str, Any]]) -> dict[str, Any]:
 
     numbers = {key: sum(part[key] for part in parts) for key in ("read", "documents", "chars")}
     return {**numbers, "dropped": total("dropped"), "licences": total("licences")}
-
-
-def _gunzip(data: bytes, uri: str) -> bytes:
-    try:
-        return gzip.decompress(data)
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"not a whole gzip file ({error})", "fetch the file again", uri) from error
-
-
-def _write(prefix_uri: str, path: str, rows: pa.Table) -> ArtifactFile:
-    sink = io.BytesIO()
-    pq.write_table(rows, sink, compression="zstd")
-    return write_file(prefix_uri, path, sink.getvalue())
-
-
-def _read(prefix_uri: str, path: str) -> pa.Table:
-    return pq.read_table(io.BytesIO(storage.read_bytes(storage.join(prefix_uri, path))))

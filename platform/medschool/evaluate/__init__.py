@@ -1,6 +1,10 @@
 """What a checkpoint is worth, measured item by item.
 
-    checkpoint + held-out documents --on_ray, several scorers--> losses.parquet: one row a document
+    checkpoint + held-out documents, exam items, probes --on_ray, several scorers--> losses, answers, written, probes .parquet
 
-Per-document results are the artifact, not their average: comparisons between variants are paired (medschool.ablate).
+- `perplexity`: loss of each held-out document. `choices`: log-probability of several endings of a prompt in one pass.
+- `exams`: the option with the highest log-probability. `answer`: the same items answered in words, and how many cannot be read.
+- `probes`: facts that were trained on and twins that were not.
+
+Results of single items are the artifact, not their average: comparisons between variants are paired (medschool.ablate).
 """

@@ -1,68 +1,148 @@
-"""The evaluation stage as a Ray Data job: held-out documents dealt to scorers, each with the model in memory."""
+"""The evaluation stage as a Ray Data job, and the probes that it asks.
 
-import functools
-import io
+    held-out documents, exam items, probes --cut into tasks--> scorers, each with the model in memory --> one table a kind
+
+Every task says what it is; a scorer takes whichever comes next, longest first, so that none waits for another at the end.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import ray
 
-from medschool.artifact import Artifact, Output, write_file
-from medschool.evaluate.perplexity import document_losses
+from medschool import storage
+from medschool.artifact import Artifact, Output, local_copy, write_parquet
+from medschool.evaluate.answer import ANSWERS_SCHEMA, write_answers
+from medschool.evaluate.exams import EXAM_SCORES_SCHEMA, score_exam
+from medschool.evaluate.perplexity import LOSSES_SCHEMA, document_losses
+from medschool.evaluate.probes import PROBE_SCORES_SCHEMA, Piece, make_probes, score_probes
+from medschool.exams.make import read_items
+from medschool.instructions.template import ChatTemplate
+from medschool.procedure import probed_weights
 from medschool.recipe import Recipe
+from medschool.rows import PROBE_SCHEMA, ExamItem, Probe, table
+from medschool.seed import seed_of
+from medschool.tokens.mixture import Mixture
 from medschool.tokens.on_ray import heldout_rows
+from medschool.tokens.order import Order
+from medschool.tokens.shards import Index, read_rows, tokens_of
+from medschool.tokens.tokenizer import Tokenizer, load_tokenizer
 from medschool.train.model import load_model, model_copy
 
-LOSSES = "losses.parquet"
-DOCUMENTS_A_TASK = 32
+TABLES = {"losses": LOSSES_SCHEMA, "answers": EXAM_SCORES_SCHEMA, "written": ANSWERS_SCHEMA, "probes": PROBE_SCORES_SCHEMA}
+"""What an evaluation holds: `<name>.parquet`, one row an item; empty where the recipe asks for none."""
+ORDER_OF_ROWS = {"losses": ("source", "id"), "answers": ("exam", "id"), "written": ("exam", "id"), "probes": ("id",)}
+TASK_ITEMS = {"losses": 32, "answers": 16, "written": 8, "probes": 32}
 
 
-def make_scores(recipe: Recipe, checkpoint: Artifact, tokens: dict[str, Artifact], prefix_uri: str) -> Output:
-    """Score every held-out document of every source: rows (source, id, nll_nats, targets)."""
-    rows = pa.concat_tables(
-        [
-            table.append_column("source", pa.array([name] * table.num_rows))
-            for name, table in ((name, heldout_rows(artifact)) for name, artifact in tokens.items())
-        ]
-    )
-    rows = rows.append_column("length", pc.list_value_length(rows.column("tokens"))).sort_by(
-        [("length", "descending"), ("id", "ascending")]
-    )
-    groups = [rows.slice(first, DOCUMENTS_A_TASK).combine_chunks() for first in range(0, len(rows), DOCUMENTS_A_TASK)]
-    scored = ray.data.from_arrow(groups).map_batches(
+@dataclass(frozen=True)
+class Examined:
+    """What a variant is measured on."""
+
+    heldout: dict[str, Artifact]
+    """Token artifacts by source."""
+    exams: dict[str, Artifact]
+    probes: Artifact | None
+
+
+def make_scores(recipe: Recipe, checkpoint: Artifact, examined: Examined, prefix_uri: str) -> Output:
+    """Score a model on everything the recipe asks for; one Parquet file for each of TABLES."""
+    tasks = [{"table": name, "items": items} for name, items in _tasks(recipe, examined)]
+    scored = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map(
         _Scorer,
-        fn_constructor_kwargs={"checkpoint": checkpoint, "dtype": recipe.model.dtype},
-        batch_size=None,
-        batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=recipe.cluster.score_workers),
+        fn_constructor_kwargs={
+            "checkpoint": checkpoint,
+            "dtype": recipe.model.dtype,
+            "answer_tokens": recipe.evaluate.answer_tokens,
+        },
+        compute=ray.data.ActorPoolStrategy(size=min(recipe.cluster.score_workers, len(tasks))),
         num_cpus=1,
     )
-    table = pa.Table.from_pylist(scored.take_all()).sort_by([("source", "ascending"), ("id", "ascending")])
-    sink = io.BytesIO()
-    pq.write_table(table, sink)
-    return Output((write_file(prefix_uri, LOSSES, sink.getvalue()),), {"perplexity": perplexities(table)})
+    found: dict[str, list[pa.Table]] = {name: [schema.empty_table()] for name, schema in TABLES.items()}
+    for task in scored.take_all():
+        found[task["table"]].append(pa.ipc.open_stream(task["rows"]).read_all())
+    tables = {
+        name: pa.concat_tables(parts).sort_by([(key, "ascending") for key in ORDER_OF_ROWS[name]])
+        for name, parts in found.items()
+    }
+    files = tuple(write_parquet(prefix_uri, f"{name}.parquet", rows) for name, rows in tables.items())
+    return Output(files, {"perplexity": perplexities(tables["losses"]), "accuracy": accuracies(tables["answers"])})
+
+
+def _tasks(recipe: Recipe, examined: Examined) -> list[tuple[str, list[Any]]]:
+    """(table, items) of every task; items are plain values that Ray carries."""
+    documents = [
+        {"source": source, "id": id_, "tokens": tokens}
+        for source, artifact in examined.heldout.items()
+        for id_, tokens in zip(*(heldout_rows(artifact).column(name).to_pylist() for name in ("id", "tokens")), strict=True)
+    ]
+    documents.sort(key=lambda row: (-len(row["tokens"]), row["id"]))
+    items = {
+        name: [asdict(item) for item in read_items(artifact)[: recipe.exams[name].items]]
+        for name, artifact in examined.exams.items()
+    }
+    probes = storage.read_parquet(examined.probes.uri(PROBES)).to_pylist() if examined.probes else []
+    work = {
+        "written": [item for name, rows in items.items() for item in rows[: recipe.exams[name].generated_items]],
+        "answers": [item for rows in items.values() for item in sorted(rows, key=lambda item: -len(item["question"]))],
+        "losses": documents,
+        "probes": probes,
+    }
+    return [
+        (name, rows[first : first + TASK_ITEMS[name]])
+        for name, rows in work.items()
+        for first in range(0, len(rows), TASK_ITEMS[name])
+    ]
 
 
 class _Scorer:
-    """A process that holds the model and scores groups of documents."""
+    """A process that holds the model and works off tasks."""
 
-    def __init__(self, checkpoint: Artifact, dtype: str) -> None:
-        self._model = load_model(model_copy(checkpoint), dtype).eval()
+    def __init__(self, checkpoint: Artifact, dtype: str, answer_tokens: int) -> None:
+        folder = model_copy(checkpoint)
+        self._model, self._template = load_model(folder, dtype).eval(), ChatTemplate(folder)
+        self._answer_tokens = answer_tokens
 
-    def __call__(self, rows: pa.Table) -> pa.Table:
-        documents = [np.asarray(tokens) for tokens in rows.column("tokens").to_pylist()]
-        losses = document_losses(self._model, documents)
-        targets = [max(0, len(document) - 1) for document in documents]
-        return pa.table({"source": rows.column("source"), "id": rows.column("id"), "nll_nats": losses, "targets": targets})
+    def __call__(self, task: dict[str, Any]) -> dict[str, Any]:
+        rows = getattr(self, f"_{task['table']}")(task["items"]).cast(TABLES[task["table"]])
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, rows.schema) as writer:
+            writer.write_table(rows)
+        return {"table": task["table"], "rows": sink.getvalue().to_pybytes()}
+
+    def _losses(self, rows: Sequence[dict[str, Any]]) -> pa.Table:
+        documents = [np.asarray(row["tokens"]) for row in rows]
+        return pa.table(
+            {
+                "source": [row["source"] for row in rows],
+                "id": [row["id"] for row in rows],
+                "nll_nats": document_losses(self._model, documents),
+                "targets": [max(0, len(document) - 1) for document in documents],
+            }
+        )
+
+    def _answers(self, rows: Sequence[dict[str, Any]]) -> pa.Table:
+        return score_exam(self._model, self._template, _items(rows))
+
+    def _written(self, rows: Sequence[dict[str, Any]]) -> pa.Table:
+        return write_answers(self._model, self._template, _items(rows), self._answer_tokens)
+
+    def _probes(self, rows: Sequence[dict[str, Any]]) -> pa.Table:
+        probes = [Probe(**{**row, "candidates": tuple(row["candidates"])}) for row in rows]
+        return score_probes(self._model, self._template.encode, probes)
 
 
-@functools.lru_cache(maxsize=8)
-def read_losses(uri: str) -> pa.Table:
-    from medschool import storage
+def _items(rows: Sequence[dict[str, Any]]) -> list[ExamItem]:
+    return [ExamItem(**{**row, "options": tuple(row["options"])}) for row in rows]
 
-    return pq.read_table(io.BytesIO(storage.read_bytes(uri)))
+
+def read_scores(evaluation: Artifact) -> dict[str, pa.Table]:
+    """The tables of a finished evaluation, by name."""
+    return {name: storage.read_parquet(evaluation.uri(f"{name}.parquet")) for name in TABLES}
 
 
 def perplexities(losses: pa.Table) -> dict[str, float]:
@@ -72,3 +152,74 @@ def perplexities(losses: pa.Table) -> dict[str, float]:
         row["source"]: float(np.exp(row["nll_nats_sum"] / row["targets_sum"]))
         for row in sorted(sums, key=lambda row: row["source"])
     }
+
+
+def accuracies(answers: pa.Table) -> dict[str, float]:
+    """Share of right answers of each exam."""
+    exams = sorted(set(answers.column("exam").to_pylist()))
+    return {
+        exam: float(pc.mean(answers.filter(pc.equal(answers.column("exam"), exam)).column("correct")).as_py()) for exam in exams
+    }
+
+
+# ---- the probes ---------------------------------------------------------------------------------------------------------------
+
+PROBES = "probes.parquet"
+ROWS_A_PROBE = 4
+"""Training rows read for each probe wanted: not every row holds a fact that can be asked about."""
+
+
+def make_probe_set(
+    recipe: Recipe, rows: dict[str, tuple[Artifact, Index]], tokenizer: Artifact, steps: int, prefix_uri: str
+) -> Output:
+    """Probes from rows that the gate's first candidate is trained on, under each seed, with twins from the held-out documents."""
+    spec = recipe.probes
+    assert spec is not None
+    tool = load_tokenizer(local_copy(tokenizer))
+    pieces = [piece for name in sorted(probed_weights(recipe)) for piece in _heldout_pieces(name, rows[name][0], tool)]
+    for seed in recipe.train_seeds or (recipe.seed,):
+        pieces += _trained_pieces(recipe, rows, tool, steps, seed)
+    probes = make_probes(pieces, spec.items, spec.candidates, recipe.seed)
+    counts: dict[str, dict[str, int]] = {}
+    for probe in probes:
+        kind = counts.setdefault(probe.kind, {"trained": 0, "twins": 0})
+        kind["twins" if probe.seed is None else "trained"] += 1
+    return Output((write_parquet(prefix_uri, PROBES, table(probes, PROBE_SCHEMA)),), counts)
+
+
+def _heldout_pieces(source: str, tokens: Artifact, tool: Tokenizer) -> list[Piece]:
+    held = heldout_rows(tokens)
+    texts = tool.decode(held.column("tokens").to_pylist())
+    return [Piece(source, id_, text, None) for id_, text in zip(held.column("id").to_pylist(), texts, strict=True)]
+
+
+def _trained_pieces(
+    recipe: Recipe, rows: dict[str, tuple[Artifact, Index]], tool: Tokenizer, steps: int, seed: int
+) -> list[Piece]:
+    """Pieces of documents in a sample of the rows that training under `seed` sees, as text."""
+    weights = probed_weights(recipe)
+    order = Order(weights, recipe.pretrain.batch_rows, {name: rows[name][1].shard_rows for name in weights}, seed)
+    taken = Mixture(weights, recipe.pretrain.batch_rows).rows_before(steps)
+    assert recipe.probes is not None
+    pieces = []
+    for name, count in taken.items():
+        places = sorted(range(count), key=lambda place: seed_of(seed, "probe", name, place))[: ROWS_A_PROBE * recipe.probes.items]
+        by_shard: dict[int, set[int]] = {}
+        for place in places:
+            _, shard, row = order.locate(name, place)
+            by_shard.setdefault(shard, set()).add(row)
+        for shard, wanted in sorted(by_shard.items()):
+            stored = read_rows(rows[name][0].uri(rows[name][1].shards[shard][0]), sorted(wanted))
+            pieces += _pieces(name, stored, tool, seed)
+    return pieces
+
+
+def _pieces(source: str, stored: pa.Table, tool: Tokenizer, seed: int) -> list[Piece]:
+    found = []
+    for tokens, ids, lengths in zip(
+        tokens_of(stored), stored.column("doc_ids").to_pylist(), stored.column("doc_lengths").to_pylist(), strict=True
+    ):
+        ends = np.cumsum(lengths)
+        texts = tool.decode([tokens[end - length : end].tolist() for end, length in zip(ends, lengths, strict=True)])
+        found += [Piece(source, id_, text, seed) for id_, text in zip(ids, texts, strict=True)]
+    return found

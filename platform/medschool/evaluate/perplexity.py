@@ -7,8 +7,10 @@ on the right: a causal model never sees what stands behind, so padding changes n
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
+LOSSES_SCHEMA = pa.schema([("source", pa.string()), ("id", pa.string()), ("nll_nats", pa.float64()), ("targets", pa.int64())])
 BATCH_TOKENS = 2048
 """Padded tokens taken through the model at once; bounds the logits in memory (2048 x 49152 in fp32 is 0.4 GB)."""
 

@@ -82,10 +82,15 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         ) from error
     for override in overrides:
         _apply(data, override, lines)
+    return checked(data, lines, str(path))
+
+
+def checked(data: dict[str, Any], lines: dict[Path_, str], where: str) -> Recipe:
+    """The recipe of plain values; RecipeError at the line of the key that is wrong, or at `where`."""
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        raise _explain(error, lines, str(path)) from error
+        raise _explain(error, lines, where) from error
 
 
 def _plain(node: yaml.Node, path: Path_, lines: dict[Path_, str], file: str) -> Any:

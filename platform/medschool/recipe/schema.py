@@ -4,6 +4,7 @@ What defines the science (sources, weights, base model, lengths, learning rate) 
 Every section is hashed whole into the fingerprints of the stages that read it (medschool.stage); `name` and `cluster` never are.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
@@ -83,12 +84,20 @@ class Tokens(Section):
     """A held-out document is scored on its first so many tokens."""
 
 
+class Chats(Section):
+    """From conversations to rows of tokens."""
+
+    row_tokens: Positive
+    """Length of a row, in tokens. Whole conversations are packed into it; a longer one is dropped and counted."""
+    rows_per_shard: Positive = 4096
+
+
 class Length(Section):
-    """How long a phase trains: so many optimizer steps, or so many passes over one source."""
+    """How long a phase trains: so many optimizer steps, or so many passes over one source or set of instructions."""
 
     steps: Positive | None = None
     epochs: Positive | None = None
-    """Passes over `epochs_of`; the other sources follow by weight (PMC-LLaMA counts epochs in books).
+    """Passes over `epochs_of`; the others follow by weight (PMC-LLaMA counts epochs of pretraining in books).
 
     The length is that of the first variant that trains on `epochs_of`, for all variants: a control has as many steps.
     """
@@ -119,8 +128,8 @@ class Optimizer(Section):
     """Largest norm of the gradient; larger ones are scaled down to it."""
 
 
-class Pretrain(Section):
-    """Knowledge injection: continued pretraining on a mixture of sources."""
+class Training(Section):
+    """One phase of training: `pretrain` on a mixture of sources, or `instruct` on a mixture of conversations."""
 
     batch_rows: Positive
     """Rows in one global batch, over all workers."""
@@ -128,16 +137,61 @@ class Pretrain(Section):
     optimizer: Optimizer
 
 
+Weights = dict[Name, Annotated[int, Field(gt=0)]]
+"""Parts of each source or set in every batch, by name: `{books: 15, papers: 4, general: 1}`. Order means nothing."""
+
+
 class Variant(Section):
-    """One model of the comparison. Without weights it is the base model, untouched."""
+    """One model of the comparison. Without weights and instructions it is the base model, untouched."""
 
-    weights: dict[Name, Annotated[int, Field(gt=0)]] | None = None
-    """Parts of each source in every batch, by name: `{books: 15, papers: 4, general: 1}`. Order means nothing."""
+    weights: Weights | None = None
+    """Knowledge injection: parts of each source in every batch of `pretrain`."""
+    instructions: Weights | None = None
+    """Instruction tuning, after the injection where there is one: parts of each set in every batch of `instruct`."""
 
-    @field_validator("weights")
+    @field_validator("weights", "instructions")
     @classmethod
     def _sorted(cls, weights: dict[str, int] | None) -> dict[str, int] | None:
         return None if weights is None else dict(sorted(weights.items()))
+
+    @property
+    def trains(self) -> bool:
+        return self.weights is not None or self.instructions is not None
+
+
+class Exam(Section):
+    """Multiple-choice items that are never trained on."""
+
+    files: Annotated[tuple[Files, ...], Field(min_length=1)]
+    """`format` is a reader of medschool.exams.formats, such as `mmlu`."""
+    subjects: tuple[str, ...] | None = None
+    """Only these subjects; all when left out."""
+    items: Positive | None = None
+    """A sample of so many items, drawn once by the recipe's seed; all when left out."""
+    generated_items: Annotated[int, Field(ge=0)] = 0
+    """Of those, so many are also answered in words, to count the answers that cannot be read."""
+
+
+class Instructions(Section):
+    """One named set of conversations."""
+
+    files: Annotated[tuple[Files, ...], Field(min_length=1)]
+    """`format` is a maker of medschool.instructions.formats, such as `mmlu` or `hpo_graph`."""
+    licences: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Licence groups that may be trained on; a conversation with any other is dropped and counted."""
+    subjects: tuple[str, ...] | None = None
+    """Only these subjects, where the format has any; all when left out."""
+    conversations: Positive | None = None
+    """A sample of so many conversations, drawn once by the recipe's seed; all when left out."""
+
+
+class Probes(Section):
+    """Facts as a choice between endings: those that the first candidate of the gate was trained on, and twins that nobody saw."""
+
+    items: Positive
+    """Facts of each kind, and as many twins, at most."""
+    candidates: Annotated[int, Field(ge=2, le=26)] = 4
+    """Endings to choose from, the true one included."""
 
 
 class Evaluate(Section):
@@ -146,17 +200,42 @@ class Evaluate(Section):
     bootstrap_resamples: Positive = 10_000
     """Resamples of the paired bootstrap over held-out documents."""
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    answer_tokens: Positive = 16
+    """Longest answer in words, in tokens; 16 hold a direct answer, a rationale needs some 200."""
 
 
 class Gate(Section):
-    """When a variant may be registered under the serving alias."""
+    """When a variant may be registered under the serving alias, and which one."""
 
-    candidate: Name
-    """Variant that is registered when the gate passes."""
+    candidates: Annotated[tuple[Name, ...], Field(min_length=1)]
+    """Variants in order of preference: the first one that passes is registered."""
     control: Name
-    """Variant with the same number of training tokens that it is compared with."""
+    """Variant with the same number of training tokens that they are compared with."""
     improves: Annotated[tuple[Name, ...], Field(min_length=1)]
     """Sources whose held-out perplexity must fall against the control, with the interval below zero."""
+    keeps: tuple[Name, ...] = ()
+    """Exams on which a candidate must not be worse than the control beyond chance."""
+
+
+class Search(Section):
+    """Hyperparameter search: short trainings of one variant, the bad ones stopped early (ASHA, Li et al. 2020)."""
+
+    variant: Name
+    over: Annotated[dict[str, Annotated[tuple[float | int | str, ...], Field(min_length=2)]], Field(min_length=1)]
+    """Values of each recipe key to try, every combination: `{pretrain.optimizer.lr: [1e-4, 3e-4]}`."""
+    report_every_steps: Positive
+    """Steps between two reports; the loss that is compared is the mean since the last one, on the same batches in every trial."""
+    grace_steps: Positive
+    """No trial is stopped before so many steps."""
+    reduction_factor: Annotated[int, Field(ge=2)] = 2
+    """At each rung the best 1/factor of the trials go on."""
+
+
+class Budget(Section):
+    """What the run is meant to cost; the report sets it against what was spent."""
+
+    minutes: Annotated[float, Field(gt=0)]
+    """Of all stages together, on this recipe's cluster."""
 
 
 class Serve(Section):
@@ -178,8 +257,8 @@ class Cluster(Section):
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
     """DeepSpeed ZeRO stage: 1 shards optimizer state, 2 gradients too, 3 parameters too."""
-    micro_batch_rows: Positive = 1
-    """Rows that one worker takes through the model at once; gradients accumulate up to the global batch."""
+    micro_batch_tokens: Positive = 2048
+    """Tokens that one worker takes through the model at once, at least one row; gradients accumulate up to the global batch."""
     checkpoint_every_steps: Positive = 200
     """Steps between checkpoints of the training state."""
     max_failures: Annotated[int, Field(ge=0)] = 3
@@ -187,7 +266,9 @@ class Cluster(Section):
     data_cpus: Positive = 2
     """Logical CPUs left for Ray Data while the workers train; without any the feed hangs silently."""
     score_workers: Positive = 2
-    """Processes that score held-out documents."""
+    """Processes that score held-out documents, exams and probes of one variant."""
+    max_concurrent_trials: Positive | None = None
+    """Variants trained at once, at most; as many as the cluster holds when left out."""
 
 
 class Recipe(Section):
@@ -195,42 +276,77 @@ class Recipe(Section):
 
     name: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,47}$")]
     seed: Annotated[int, Field(ge=0)]
+    train_seeds: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """Each trained variant is trained once for each of these orders of the data; the recipe's seed alone when left out."""
     model: Model
     sources: Annotated[dict[Name, Source], Field(min_length=1)]
     clean: Clean
     tokens: Tokens
-    pretrain: Pretrain
+    pretrain: Training
+    exams: dict[Name, Exam] = {}
+    instructions: dict[Name, Instructions] = {}
+    chats: Chats | None = None
+    instruct: Training | None = None
     variants: Annotated[dict[Name, Variant], Field(min_length=1)]
+    probes: Probes | None = None
     evaluate: Evaluate = Evaluate()
     gate: Gate | None = None
+    search: Search | None = None
     serve: Serve | None = None
+    budget: Budget | None = None
     cluster: Cluster = Cluster()
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        if len(set(self.train_seeds)) < len(self.train_seeds):
+            raise ValueError("train_seeds: a seed is named twice; each one must differ")
         for name, variant in self.variants.items():
             for source in variant.weights or {}:
                 _known(f"variants.{name}.weights", source, self.sources)
-        counted = self.pretrain.length.epochs_of
-        if counted is not None:
-            _known("pretrain.length.epochs_of", counted, self.sources)
-            if not any(counted in (variant.weights or {}) for variant in self.variants.values()):
-                raise ValueError(f"pretrain.length.epochs_of: no variant trains on {counted!r}")
-        if self.gate is not None:
-            for key, name in (("candidate", self.gate.candidate), ("control", self.gate.control)):
-                _known(f"gate.{key}", name, self.variants)
-            for source in self.gate.improves:
-                _known("gate.improves", source, self.sources)
-            for key, name in (("candidate", self.gate.candidate), ("control", self.gate.control)):
-                if self.variants[name].weights is None:
-                    raise ValueError(f"gate.{key}: {name!r} has no weights; name a trained variant")
-            if self.gate.candidate == self.gate.control:
-                raise ValueError("gate.control: is the candidate itself; name another variant")
+            for source in variant.instructions or {}:
+                _known(f"variants.{name}.instructions", source, self.instructions)
+            if variant.instructions and (self.chats is None or self.instruct is None):
+                raise ValueError(f"variants.{name}.instructions: needs the sections `chats` and `instruct`")
+        self._check_length("pretrain", self.pretrain, [variant.weights for variant in self.variants.values()], self.sources)
+        if self.instruct is not None:
+            tuned = [variant.instructions for variant in self.variants.values()]
+            self._check_length("instruct", self.instruct, tuned, self.instructions)
+        self._check_gate()
+        if self.probes is not None and self.gate is None:
+            raise ValueError("probes: need a `gate`, whose first candidate's training text they are made from")
         if self.serve is not None and self.gate is None:
             raise ValueError("serve: needs a `gate`, which decides the variant that is registered and served")
+        if self.search is not None:
+            _known("search.variant", self.search.variant, self.variants)
+            if self.variants[self.search.variant].weights is None:
+                raise ValueError(f"search.variant: {self.search.variant!r} has no weights; name one that is pretrained")
         return self
 
+    def _check_length(
+        self, phase: str, spec: Training, weights: list[dict[str, int] | None], known: Mapping[str, Section]
+    ) -> None:
+        counted = spec.length.epochs_of
+        if counted is not None:
+            _known(f"{phase}.length.epochs_of", counted, known)
+            if not any(counted in (mixture or {}) for mixture in weights):
+                raise ValueError(f"{phase}.length.epochs_of: no variant trains on {counted!r}")
 
-def _known(key: str, name: str, known: dict[str, Source] | dict[str, Variant]) -> None:
+    def _check_gate(self) -> None:
+        if self.gate is None:
+            return
+        for key, names in (("candidates", self.gate.candidates), ("control", (self.gate.control,))):
+            for name in names:
+                _known(f"gate.{key}", name, self.variants)
+                if not self.variants[name].trains:
+                    raise ValueError(f"gate.{key}: {name!r} has no weights and no instructions; name a trained variant")
+        for source in self.gate.improves:
+            _known("gate.improves", source, self.sources)
+        for exam in self.gate.keeps:
+            _known("gate.keeps", exam, self.exams)
+        if self.gate.control in self.gate.candidates:
+            raise ValueError("gate.control: is a candidate itself; name another variant")
+
+
+def _known(key: str, name: str, known: Mapping[str, Section]) -> None:
     if name not in known:
-        raise ValueError(f"{key}: {name!r} is not one of {', '.join(known)}")
+        raise ValueError(f"{key}: {name!r} is not one of {', '.join(known) or 'none: the section is empty'}")

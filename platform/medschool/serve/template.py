@@ -1,8 +1,7 @@
 """Messages to token ids, and token ids back to text as they arrive.
 
-The prompt is rendered by the checkpoint's own template (chat_template.jinja), the one that tuning and evaluation use. What a user
-types is text: `<|im_end|>` in a message is encoded as those characters, never as the control token, otherwise a message could end
-its own turn and speak for the system. Roles are checked by the API, because a template writes them next to control tokens.
+The prompt is rendered by the one template that tuning and exams use too (medschool.instructions.template). Roles are checked by
+the API, because a template writes them next to control tokens.
 
 Text out is harder than it looks: one character may span several tokens, and a stop string may arrive in pieces. `Answer`
 keeps back an unfinished character and the longest tail that could still become a stop string, and gives out the rest at once.
@@ -10,10 +9,10 @@ keeps back an unfinished character and the longest tail that could still become 
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from medschool.errors import InputError
-from medschool.tokens.tokenizer import load_tokenizer
+from medschool import rows
+from medschool.instructions.template import ChatTemplate
 
 UNFINISHED = "\ufffd"
 """What a decoder writes for bytes that are not (yet) a character."""
@@ -53,28 +52,14 @@ class CheckpointText:
     """The tokenizer and the template of a checkpoint folder."""
 
     def __init__(self, folder: Path) -> None:
-        from transformers import AutoTokenizer
-
-        self.end_ids: tuple[int, ...] = (load_tokenizer(folder).eos_id,)
-        self._raw: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        if not self._raw.chat_template:
-            raise InputError("no chat_template.jinja", "export the model again with its prompt template", str(folder))
+        self._template = ChatTemplate(folder)
+        self.end_ids: tuple[int, ...] = (self._template.eos_id,)
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
-        from jinja2 import TemplateError
-
-        try:
-            return list(
-                self._raw.apply_chat_template(
-                    list(messages), add_generation_prompt=True, return_dict=False, sanitize_control_tokens=True
-                )
-            )
-        except (TemplateError, ValueError) as error:
-            problem = f"the model's template refuses this conversation: {error}"
-            raise InputError(problem, "change the messages", "messages") from error
+        return self._template.prompt([rows.Message(message["role"], message["content"]) for message in messages])
 
     def decode(self, tokens: Sequence[int]) -> str:
-        return str(self._raw.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        return self._template.decode(tokens)
 
 
 class Answer:

@@ -4,11 +4,8 @@ Documents are ranked by a hash of (seed, id) and taken from the top until the to
 on the order or number of files, and a corpus that grows keeps most of its held-out set.
 """
 
-import io
-
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from medschool import storage
 from medschool.errors import StageError
@@ -50,7 +47,7 @@ def choose_heldout(part_uris: list[str], tokenizer: Tokenizer, max_tokens: int, 
 
 
 def _column(uri: str, name: str) -> list[str]:
-    values: list[str] = pq.read_table(io.BytesIO(storage.read_bytes(uri)), columns=[name]).column(name).to_pylist()
+    values: list[str] = storage.read_parquet(uri, [name]).column(name).to_pylist()
     return values
 
 
@@ -58,7 +55,7 @@ def _texts(ranked: list[tuple[int, str, str]]) -> dict[str, str]:
     texts: dict[str, str] = {}
     for uri in sorted({uri for _, _, uri in ranked}):
         wanted = [id_ for _, id_, where in ranked if where == uri]
-        part = pq.read_table(io.BytesIO(storage.read_bytes(uri)), columns=["id", "text"])
+        part = storage.read_parquet(uri, ["id", "text"])
         rows = part.filter(pc.is_in(part.column("id"), pa.array(wanted)))
         texts |= dict(zip(rows.column("id").to_pylist(), rows.column("text").to_pylist(), strict=True))
     return texts

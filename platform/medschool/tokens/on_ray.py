@@ -9,12 +9,14 @@ training loop compares it with the order it expects.
 """
 
 import functools
-import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 from ray.data import Datasource, ExecutionOptions
 from ray.data.block import BlockMetadata
@@ -26,7 +28,7 @@ from medschool.artifact import Artifact, ArtifactFile, Output, local_copy, write
 from medschool.recipe import Recipe
 from medschool.seed import seed_of
 from medschool.tokens.heldout import choose_heldout
-from medschool.tokens.pack import pack
+from medschool.tokens.pack import Rows, pack
 from medschool.tokens.shards import HELDOUT, INDEX, Index, index_bytes, ipc_bytes, read_table, rows_table
 from medschool.tokens.stream import Feed, rank_rows, read_block
 from medschool.tokens.tokenizer import Tokenizer, load_tokenizer
@@ -48,72 +50,84 @@ def make_tokens(recipe: Recipe, corpus: Artifact, tokenizer: Artifact, prefix_ur
     )
     held_ids = ray.put(frozenset(heldout.column("id").to_pylist()))
     shards = max(1, round(corpus.facts["chars"] / CHARS_PER_TOKEN / spec.row_tokens / spec.rows_per_shard))
-    jobs = ray.data.from_items(
-        [{"part": number, "uri": corpus.uri(file.path)} for number, file in enumerate(parts)], override_num_blocks=len(parts)
-    )
-    settings = {
-        "tokenizer": tokenizer,
-        "held_ids": held_ids,
-        "row_tokens": spec.row_tokens,
-        "shards": shards,
-        "seed": recipe.seed,
-    }
-    rows = jobs.map_batches(_tokenize_part, batch_size=1, fn_kwargs=settings, num_cpus=TASK_CPUS)
-    written = rows.groupby("shard", num_partitions=shards).map_groups(
-        _write_shard, batch_format="pyarrow", fn_kwargs={"prefix_uri": prefix_uri, "seed": recipe.seed}, num_cpus=TASK_CPUS
-    )
-    stored = sorted(written.take_all(), key=lambda shard: str(shard["path"]))
+    packer = partial(_pack_part, tokenizer=tokenizer, held_ids=held_ids, row_tokens=spec.row_tokens)
+    stored = store_shards([corpus.uri(file.path) for file in parts], packer, shards, recipe.seed, prefix_uri)
     index = Index(
         row_tokens=spec.row_tokens,
         dtype=tool.dtype.name,
         eos_id=tool.eos_id,
-        shards=tuple((shard["path"], shard["rows"]) for shard in stored),
+        shards=stored.shards,
         documents=corpus.facts["documents"] - heldout.num_rows,
-        tail_tokens=sum(shard["tail_tokens"] for shard in stored),
+        tail_tokens=stored.tail_tokens,
         heldout_documents=heldout.num_rows,
         heldout_tokens=sum(map(len, heldout.column("tokens").to_pylist())),
     )
-    files = [ArtifactFile(shard["path"], shard["size_bytes"], shard["sha256"]) for shard in stored]
-    files.append(write_file(prefix_uri, HELDOUT, ipc_bytes(heldout)))
-    files.append(write_file(prefix_uri, INDEX, index_bytes(index)))
+    heldout_file = write_file(prefix_uri, HELDOUT, ipc_bytes(heldout))
+    files = (*stored.files, heldout_file, write_file(prefix_uri, INDEX, index_bytes(index)))
     facts = {
         "rows": index.rows,
         "tokens": index.tokens,
         "documents": index.documents,
-        "shards": len(stored),
+        "shards": len(stored.shards),
         "tail_tokens": index.tail_tokens,
     }
-    return Output(tuple(files), facts | {"heldout_documents": index.heldout_documents, "heldout_tokens": index.heldout_tokens})
+    return Output(files, facts | {"heldout_documents": index.heldout_documents, "heldout_tokens": index.heldout_tokens})
 
 
 @functools.lru_cache(maxsize=2)
 def _tokenizer(folder: str) -> Tokenizer:
-    from pathlib import Path
-
     return load_tokenizer(Path(folder))
 
 
-def _tokenize_part(
-    batch: dict[str, Any], tokenizer: Artifact, held_ids: ray.ObjectRef, row_tokens: int, shards: int, seed: int
-) -> pa.Table:
-    """One Parquet part as packed rows, each with the shard it belongs to and its place in the part."""
+def _pack_part(uri: str, tokenizer: Artifact, held_ids: ray.ObjectRef, row_tokens: int) -> Rows:
+    """The documents of one Parquet part in rows, without those held out."""
     tool, held = _tokenizer(str(local_copy(tokenizer))), ray.get(held_ids)
-    part = int(batch["part"][0])
-    documents = pq.read_table(io.BytesIO(storage.read_bytes(str(batch["uri"][0]))), columns=["id", "text"])
-    pairs = [
-        (id_, text)
-        for id_, text in zip(*(documents.column(n).to_pylist() for n in ("id", "text")), strict=True)
-        if id_ not in held
-    ]
-    packed = pack([id_ for id_, _ in pairs], tool.encode([text for _, text in pairs]), row_tokens, tool.eos_id, tool.dtype)
-    table = rows_table(packed, tool.dtype)
-    shard = np.random.Generator(np.random.Philox(seed_of(seed, "shard", part))).integers(
-        0, shards, table.num_rows, dtype=np.int32
+    documents = storage.read_parquet(uri, ["id", "text"])
+    columns = (documents.column(name).to_pylist() for name in ("id", "text"))
+    pairs = [(id_, text) for id_, text in zip(*columns, strict=True) if id_ not in held]
+    return pack([id_ for id_, _ in pairs], tool.encode([text for _, text in pairs]), row_tokens, tool.eos_id, tool.dtype)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Shuffled shards in the store."""
+
+    files: tuple[ArtifactFile, ...]
+    shards: tuple[tuple[str, int], ...]
+    """(path in the artifact, rows)."""
+    tail_tokens: int
+
+
+def store_shards(part_uris: list[str], pack_part: Callable[[str], Rows], shards: int, seed: int, prefix_uri: str) -> Stored:
+    """Pack every part in a task of its own, deal the rows to shards at random, shuffle and store each shard.
+
+    What comes out depends on the parts, the number of shards and the seed, never on the order in which tasks end.
+    """
+    jobs = ray.data.from_items(
+        [{"part": number, "uri": uri} for number, uri in enumerate(part_uris)], override_num_blocks=len(part_uris)
     )
+    settings = {"pack_part": pack_part, "shards": shards, "seed": seed}
+    rows = jobs.map_batches(_deal, batch_size=1, fn_kwargs=settings, num_cpus=TASK_CPUS)
+    written = rows.groupby("shard", num_partitions=shards).map_groups(
+        _write_shard, batch_format="pyarrow", fn_kwargs={"prefix_uri": prefix_uri, "seed": seed}, num_cpus=TASK_CPUS
+    )
+    found = sorted(written.take_all(), key=lambda shard: str(shard["path"]))
+    return Stored(
+        tuple(ArtifactFile(shard["path"], shard["size_bytes"], shard["sha256"]) for shard in found),
+        tuple((shard["path"], shard["rows"]) for shard in found),
+        sum(shard["tail_tokens"] for shard in found),
+    )
+
+
+def _deal(batch: dict[str, Any], pack_part: Callable[[str], Rows], shards: int, seed: int) -> pa.Table:
+    """The packed rows of one part, each with the shard it belongs to and its place in the part."""
+    part, packed = int(batch["part"][0]), pack_part(str(batch["uri"][0]))
+    table = rows_table(packed, packed.tokens.dtype)
+    draw = np.random.Generator(np.random.Philox(seed_of(seed, "shard", part)))
     tail = np.zeros(table.num_rows, np.int64)
     tail[:1] = packed.tail_tokens
     for name, values in (
-        ("shard", shard),
+        ("shard", draw.integers(0, shards, table.num_rows, dtype=np.int32)),
         ("part", np.full(table.num_rows, part, np.int32)),
         ("place", np.arange(table.num_rows)),
         ("tail", tail),
@@ -127,7 +141,8 @@ def _write_shard(group: pa.Table, prefix_uri: str, seed: int) -> dict[str, Any]:
     number = group.column("shard")[0].as_py()
     rows = group.sort_by([("part", "ascending"), ("place", "ascending")])
     rows = rows.take(np.random.Generator(np.random.Philox(seed_of(seed, "rows", number))).permutation(rows.num_rows))
-    file = write_file(prefix_uri, f"shards/{number:05}.arrow", ipc_bytes(rows.select(["tokens", "doc_ids", "doc_lengths"])))
+    stored = rows.select(["tokens", "trained", "doc_ids", "doc_lengths"])
+    file = write_file(prefix_uri, f"shards/{number:05}.arrow", ipc_bytes(stored))
     tail = int(np.sum(rows.column("tail").to_numpy()))
     return {key: [value] for key, value in (vars(file) | {"rows": rows.num_rows, "tail_tokens": tail}).items()}
 
@@ -160,7 +175,7 @@ def _read(feed: Any, batch: int, rank: int, world_size: int) -> list[pa.Table]:
 def blocks(feed: Feed, start: int, stop: int, world_size: int) -> "ray.data.Dataset":
     """Batches [start, stop) as an ordered Ray Dataset, to be split over `world_size` ranks."""
     per_rank = rank_rows(feed.order.batch_rows, world_size)
-    row_bytes = feed.row_tokens * np.dtype(feed.dtype).itemsize + 256
+    row_bytes = feed.row_tokens * (np.dtype(feed.dtype).itemsize + 1) + 256
     source = _Blocks(ray.put(feed), start, stop, world_size, per_rank, row_bytes)
     dataset = ray.data.read_datasource(
         source,

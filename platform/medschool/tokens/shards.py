@@ -1,7 +1,8 @@
 """The stored form of packed rows: Arrow IPC files that any Arrow reader opens, and a small JSON index.
 
     index.json             row_tokens, dtype, eos_id, rows and tokens in all, [path, rows] of every shard
-    shards/00000.arrow     tokens: fixed_size_list<uint16 or uint32>[row_tokens], doc_ids: list<string>, doc_lengths: list<int32>
+    shards/00000.arrow     tokens: fixed_size_list<uint16 or uint32>[row_tokens], trained: fixed_size_list<bool>[row_tokens],
+                           doc_ids: list<string>, doc_lengths: list<int32>
     heldout.arrow          id: string, tokens: list<uint16 or uint32>          whole documents that training never sees
 
 Shards are uncompressed (token ids hardly compress) and cut into record batches of BATCH_ROWS rows, so that a few rows are read
@@ -66,6 +67,7 @@ def rows_schema(row_tokens: int, dtype: str) -> pa.Schema:
     return pa.schema(
         [
             ("tokens", pa.list_(pa.from_numpy_dtype(np.dtype(dtype)), row_tokens)),
+            ("trained", pa.list_(pa.bool_(), row_tokens)),
             ("doc_ids", pa.list_(pa.string())),
             ("doc_lengths", pa.list_(pa.int32())),
         ]
@@ -75,8 +77,10 @@ def rows_schema(row_tokens: int, dtype: str) -> pa.Schema:
 def rows_table(rows: Rows, dtype: np.dtype[Any]) -> pa.Table:
     """Packed rows as an Arrow table of `rows_schema`."""
     row_tokens = rows.tokens.shape[1]
-    tokens = pa.FixedSizeListArray.from_arrays(pa.array(rows.tokens.reshape(-1)), row_tokens)
-    return pa.table([tokens, rows.doc_ids, rows.doc_lengths], schema=rows_schema(row_tokens, dtype.name))
+    tokens, trained = (
+        pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), row_tokens) for values in (rows.tokens, rows.trained)
+    )
+    return pa.table([tokens, trained, rows.doc_ids, rows.doc_lengths], schema=rows_schema(row_tokens, dtype.name))
 
 
 def ipc_bytes(table: pa.Table) -> bytes:
@@ -129,8 +133,18 @@ def _reader(uri: str) -> pa.ipc.RecordBatchFileReader:
 
 
 def tokens_of(table: pa.Table) -> np.ndarray:
-    """The tokens column as an array of shape (rows, row_tokens), without copying where the table is one chunk."""
-    column = table.column("tokens").combine_chunks()
+    """The tokens column as an array of shape (rows, row_tokens)."""
+    return _matrix(table, "tokens")
+
+
+def trained_of(table: pa.Table) -> np.ndarray:
+    """The trained column as a bool array of shape (rows, row_tokens)."""
+    return _matrix(table, "trained")
+
+
+def _matrix(table: pa.Table, name: str) -> np.ndarray:
+    """A column of lists of equal length as an array, without copying where the table is one chunk and the type allows."""
+    column = table.column(name).combine_chunks()
     if isinstance(column, pa.ChunkedArray):
         column = pa.concat_arrays(column.chunks)
     flat: np.ndarray = column.flatten().to_numpy(zero_copy_only=False)

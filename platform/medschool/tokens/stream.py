@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from medschool.tokens.order import Order, RowRef
-from medschool.tokens.shards import read_rows, rows_schema
+from medschool.tokens.pack import Rows
+from medschool.tokens.shards import read_rows, rows_table
 
 PLACE = ("global_index", "weight", "source", "shard", "row")
 
@@ -70,5 +71,6 @@ def _stored(feed: Feed, refs: list[RowRef]) -> pa.Table:
 
 def _padding(feed: Feed, rows: int) -> pa.Table:
     """Rows of zeros that carry no weight."""
-    tokens = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(rows * feed.row_tokens, np.dtype(feed.dtype))), feed.row_tokens)
-    return pa.table([tokens, [[]] * rows, [[feed.row_tokens]] * rows], schema=rows_schema(feed.row_tokens, feed.dtype))
+    shape = (rows, feed.row_tokens)
+    empty = Rows(np.zeros(shape, feed.dtype), np.zeros(shape, bool), [[]] * rows, [[feed.row_tokens]] * rows, 0)
+    return rows_table(empty, np.dtype(feed.dtype))

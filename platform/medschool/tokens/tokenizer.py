@@ -33,6 +33,10 @@ class Tokenizer:
         """Token ids of each text, without special tokens; on as many threads as RAYON_NUM_THREADS says."""
         return [np.asarray(found.ids, dtype=self.dtype) for found in self.raw.encode_batch_fast(texts, add_special_tokens=False)]
 
+    def decode(self, rows: list[list[int]]) -> list[str]:
+        """Text of each list of token ids, without special tokens."""
+        return [str(text) for text in self.raw.decode_batch(rows, skip_special_tokens=True)]
+
 
 def load_tokenizer(folder: Path) -> Tokenizer:
     """Load from a folder with tokenizer.json and tokenizer_config.json. Raises InputError without them or an EOS token."""

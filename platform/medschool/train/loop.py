@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 from medschool.errors import StageError
 from medschool.tokens.order import Order
-from medschool.tokens.shards import tokens_of
+from medschool.tokens.shards import tokens_of, trained_of
 from medschool.tokens.stream import rank_slice
 from medschool.train.model import IGNORED, model_inputs, summed_loss, targets_of
 
@@ -40,7 +40,9 @@ class Step:
     grad_norm: float
     """Norm of the whole gradient before clipping; NaN where DeepSpeed gives none (ZeRO 0)."""
     tokens: int
-    """Tokens of the global batch, whole rows without padding."""
+    """Tokens of the global batch, whole rows."""
+    targets: int
+    """Of those, tokens that were predicted and trained."""
     data_wait_s: float
     step_s: float
 
@@ -61,7 +63,7 @@ def train(
         began = time.perf_counter()
         _check_rows(table, order, batch, rank, world_size)
         lr = float(engine.get_lr()[0])
-        loss = _update(engine, table, dtype, world_size)
+        loss, targets = _update(engine, table, dtype, world_size)
         step += 1
         norm = engine.get_global_grad_norm()
         after_step(
@@ -72,6 +74,7 @@ def train(
                 lr=lr,
                 grad_norm=float("nan") if norm is None else float(norm),
                 tokens=order.batch_rows * tokens_of(table).shape[1],
+                targets=targets,
                 data_wait_s=began - waiting_since,
                 step_s=time.perf_counter() - began,
             )
@@ -80,10 +83,10 @@ def train(
     return step
 
 
-def _update(engine: Any, table: pa.Table, dtype: torch.dtype, world_size: int) -> float:
-    """One optimizer step; the mean loss of the global batch."""
+def _update(engine: Any, table: pa.Table, dtype: torch.dtype, world_size: int) -> tuple[float, int]:
+    """One optimizer step; the mean loss and the number of targets of the global batch."""
     tokens, lengths = tokens_of(table), table.column("doc_lengths").to_pylist()
-    targets = targets_of(tokens, lengths, table.column("weight").to_numpy())
+    targets = targets_of(tokens, lengths, trained_of(table), table.column("weight").to_numpy())
     totals = torch.tensor([float((targets != IGNORED).sum()), 0.0], dtype=torch.float64, device=engine.device)
     dist.all_reduce(totals[:1])
     micro, accumulation = engine.train_micro_batch_size_per_gpu(), engine.gradient_accumulation_steps()
@@ -95,7 +98,7 @@ def _update(engine: Any, table: pa.Table, dtype: torch.dtype, world_size: int) -
         engine.backward(loss * (world_size * accumulation / float(totals[0])))
         engine.step()
     dist.all_reduce(totals[1:])
-    return float(totals[1] / totals[0])
+    return float(totals[1] / totals[0]), int(totals[0])
 
 
 def _check_rows(table: pa.Table, order: Order, batch: int, rank: int, world_size: int) -> None:

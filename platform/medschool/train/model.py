@@ -1,9 +1,10 @@
 """The model in training: weights from safetensors, a mask that keeps documents apart, a loss that is a sum.
 
-Shapes: B rows, L tokens a row, V vocabulary. A row holds pieces of documents; a token sees the earlier tokens of its own piece
-only, positions start at 0 in each piece, and the first token of a piece is not a target. So a packed row gives exactly the logits
-and the loss of its documents run one by one. The mask is additive and four-dimensional because that is right with every attention
-implementation (position ids alone leak between documents when the cache is on; a boolean mask is wrong in `eager`).
+Shapes: B rows, L tokens a row, V vocabulary. A row holds pieces of documents or conversations; a token sees the earlier tokens of
+its own piece only, positions start at 0 in each piece, and the first token of a piece is not a target; of a conversation only the
+answers are. So a packed row gives exactly the logits and the loss of its pieces run one by one. The mask is additive and
+four-dimensional because that is right with every attention implementation (position ids alone leak between documents when the
+cache is on; a boolean mask is wrong in `eager`).
 """
 
 from pathlib import Path
@@ -64,11 +65,15 @@ def model_inputs(tokens: np.ndarray, doc_lengths: list[list[int]], dtype: torch.
     }
 
 
-def targets_of(tokens: np.ndarray, doc_lengths: list[list[int]], weights: np.ndarray) -> torch.Tensor:
-    """(B, L) target of each position: the next token of the same piece, or IGNORED; all IGNORED in a row of weight 0."""
+def targets_of(tokens: np.ndarray, doc_lengths: list[list[int]], trained: np.ndarray, weights: np.ndarray) -> torch.Tensor:
+    """(B, L) target of each position: the next token where it is trained and of the same piece, else IGNORED.
+
+    trained: (B, L) bool; weights: (B,), 0 for a row that fills up a slice and is not trained at all.
+    """
     pieces = piece_numbers(doc_lengths, tokens.shape[1])
     targets = np.full(tokens.shape, IGNORED, dtype=np.int64)
-    targets[:, :-1] = np.where(pieces[:, 1:] == pieces[:, :-1], tokens[:, 1:].astype(np.int64), IGNORED)
+    wanted = (pieces[:, 1:] == pieces[:, :-1]) & trained[:, 1:]
+    targets[:, :-1] = np.where(wanted, tokens[:, 1:].astype(np.int64), IGNORED)
     targets[weights == 0] = IGNORED
     return torch.from_numpy(targets)
 

@@ -1,18 +1,18 @@
-"""The training stage: a Ray Train worker group around the loop, with checkpoints in the store.
+"""One phase of training: a Ray Train worker group around the loop, with checkpoints in the store.
 
-    driver: Feed + Phase --TorchTrainer--> workers: model, DeepSpeed engine, loop --rank 0--> export/ and metrics.jsonl
+    driver: Feed + Course --TorchTrainer--> workers: model, DeepSpeed engine, loop --rank 0--> export/ and metrics.jsonl
+
+Knowledge injection and instruction tuning are the same thing here: rows, which of their tokens are trained, and an order.
 
 The resume point is decided once at every start of the worker group (OrderedData) and given to data and model alike. Ray's own
 snapshot of a run is not used: a new attempt gets a new run name and finds its place from the checkpoints in the store.
 """
 
-import json
 import os
 import shutil
 import tempfile
-import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -24,16 +24,21 @@ from ray._private.state import state
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.tune.integration.ray_train import TuneReportCallback
 
 from medschool import storage
 from medschool.artifact import Artifact, ArtifactFile, Output, upload_folder, write_file
+from medschool.board import Board
+from medschool.cluster.fit import trial_needs
 from medschool.errors import InputError, MedschoolError, PlanError, StageError, from_text
+from medschool.procedure import Phase, row_tokens, training
 from medschool.recipe import Recipe
+from medschool.recipe.schema import Training
 from medschool.tokens.on_ray import OrderedData
 from medschool.tokens.order import Order
 from medschool.tokens.shards import Index
 from medschool.tokens.stream import Feed, rank_rows
+from medschool.track import Journal, read_journal
 from medschool.train.checkpoint import (
     Position,
     State,
@@ -62,10 +67,13 @@ JOURNAL = "metrics.jsonl"
 
 
 @dataclass(frozen=True)
-class Phase:
-    """One training run, as the workers need it."""
+class Course:
+    """One phase of one trial, as the workers need it."""
 
     recipe: Recipe
+    phase: Phase
+    trial: str
+    """Its name, for what users read; never for what is written."""
     model: Artifact
     order: Order
     steps: int
@@ -74,90 +82,83 @@ class Phase:
     prefix_uri: str
     """Where this attempt puts the finished model."""
     mlflow_run: str | None
-    name: str
+    report_every_steps: int | None = None
+    """Steps between two reports to the trial that this training is part of, where it may be stopped early."""
+
+    @property
+    def spec(self) -> Training:
+        return training(self.recipe, self.phase)
 
 
-def make_checkpoint(
-    recipe: Recipe,
-    variant: str,
-    model: Artifact,
-    tokens: dict[str, tuple[Artifact, Index]],
-    steps: int,
-    run_uri: str,
-    prefix_uri: str,
-    mlflow_run: str | None,
-    say: Callable[[str], None],
-) -> Output:
-    """Train one variant from `model` on its mixture. Raises PlanError when it cannot be placed, StageError when it fails."""
-    weights = recipe.variants[variant].weights or {}
-    order = Order(weights, recipe.pretrain.batch_rows, {name: tokens[name][1].shard_rows for name in weights}, recipe.seed)
-    uris = {name: tuple(tokens[name][0].uri(path) for path, _ in tokens[name][1].shards) for name in weights}
-    first = next(iter(tokens.values()))[1]
-    phase = Phase(recipe, model, order, steps, run_uri, prefix_uri, mlflow_run, variant)
-    _check_cluster(recipe)
-    result = _fit(phase, Feed(order, uris, first.row_tokens, first.dtype), say)
-    files = tuple(ArtifactFile(**file) for file in result["files"])
-    return Output(
-        files, {"steps": steps, "tokens": result["tokens"], "loss_first": result["loss_first"], "loss_last": result["loss_last"]}
-    )
+def make_checkpoint(course: Course, rows: dict[str, tuple[Artifact, Index]], board: Board) -> Output:
+    """Train one phase. `rows` holds the token rows of every source or set in the mixture.
+
+    Raises PlanError when it cannot be placed, StageError when it fails.
+    """
+    order = course.order
+    uris = {name: tuple(rows[name][0].uri(path) for path, _ in rows[name][1].shards) for name in order.weights}
+    first = next(iter(rows.values()))[1]
+    result = _fit(course, Feed(order, uris, first.row_tokens, first.dtype), board)
+    files = tuple(ArtifactFile(**file) for file in result.pop("files"))
+    taken = order.mixture.rows_before(course.steps)
+    return Output(files, {"steps": course.steps, **result, "rows": taken})
 
 
-def _check_cluster(recipe: Recipe) -> None:
-    """Refuse what the cluster can never hold; Ray would wait for it for ever and say nothing.
+def cluster_room() -> dict[str, float]:
+    """Logical CPUs and GPUs that the cluster has, or may grow to where an autoscaler runs."""
+    alive = ray.cluster_resources()
+    grown = state.get_max_resources_from_cluster_config() or {}  # None without an autoscaler
+    return {name: max(alive.get(name, 0), grown.get(name, 0)) for name in ("CPU", "GPU")}
+
+
+def check_cluster(recipe: Recipe) -> None:
+    """Raise PlanError for what the cluster can never hold; Ray would wait for it for ever and say nothing.
 
     Workers must leave Ray Data logical CPUs to read with: without any, the feed hangs silently.
     """
-    spec, alive = recipe.cluster, ray.cluster_resources()
-    grown = state.get_max_resources_from_cluster_config() or {}  # what the autoscaler may start; None without one
-    needs = {
-        "CPU": spec.num_workers * spec.cpus_per_worker + spec.data_cpus,
-        "GPU": spec.num_workers * spec.gpus_per_worker,
-    }
-    for name, need in needs.items():
-        most = max(alive.get(name, 0), grown.get(name, 0))
-        if most < need:
+    spec, room = recipe.cluster, cluster_room()
+    for name, need in trial_needs(spec).items():
+        if room[name] < need:
             spare = f" and {spec.data_cpus} CPUs for Ray Data" if name == "CPU" else ""
             raise PlanError(
-                f"{spec.num_workers} workers{spare} need {need:g} logical {name}s, the cluster has at most {most:g}",
-                f"lower cluster.num_workers, or add nodes (on one machine: `medschool up --num-cpus {needs['CPU']}`)",
+                f"{spec.num_workers} workers{spare} need {need:g} logical {name}s, the cluster has at most {room[name]:g}",
+                f"lower cluster.num_workers, or add nodes (on one machine: `medschool up --num-cpus {need:g}`)",
                 "cluster.num_workers",
             )
 
 
-def _fit(phase: Phase, feed: Feed, say: Callable[[str], None]) -> dict[str, Any]:
-    spec = phase.recipe.cluster
+def _fit(course: Course, feed: Feed, board: Board) -> dict[str, Any]:
+    spec = course.recipe.cluster
     os.environ.update(WORKER_ENV)
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # not on a node that may vanish
-    board = _Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     resources = {"CPU": spec.cpus_per_worker, **({"GPU": spec.gpus_per_worker} if spec.gpus_per_worker else {})}
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"phase": phase, "board": board},
+        train_loop_config={"course": course, "board": board},
         scaling_config=ScalingConfig(
             num_workers=spec.num_workers, use_gpu=spec.gpus_per_worker > 0, resources_per_worker=resources
         ),
         torch_config=TorchConfig(backend=None if spec.gpus_per_worker else "gloo", timeout_s=PROCESS_GROUP_TIMEOUT_S),
         datasets={"train": _placeholder, "resume": _placeholder},
-        dataset_config=OrderedData(feed, phase.steps, partial(_decide, phase.run_uri, board)),
+        dataset_config=OrderedData(feed, course.steps, partial(_decide, course.run_uri, board)),
         run_config=RunConfig(
-            name=f"{phase.name}-{uuid.uuid4().hex[:8]}",
-            storage_path=storage.join(phase.run_uri, "ray_train"),
+            name=f"{course.phase}-{uuid.uuid4().hex[:8]}",
+            storage_path=storage.join(course.run_uri, "ray_train"),
+            callbacks=[TuneReportCallback()] if course.report_every_steps else None,
             failure_config=FailureConfig(max_failures=spec.max_failures, controller_failure_limit=spec.max_failures),
         ),
     )
-    with _printing(board, say):
-        try:
-            return dict(trainer.fit().return_value)
-        except TrainingFailedError as error:
-            raise _explained(error, spec.max_failures, phase.name) from error
+    try:
+        return dict(trainer.fit().return_value)
+    except TrainingFailedError as error:
+        raise _explained(error, spec.max_failures, course.trial) from error
 
 
 def _placeholder() -> None:
     """Ray Train asks for a dataset by name; OrderedData makes the real one once the world size is known."""
 
 
-def _decide(run_uri: str, board: Any) -> Position:
-    return newest_whole(run_uri, board.put.remote)
+def _decide(run_uri: str, board: Board) -> Position:
+    return newest_whole(run_uri, board.put)
 
 
 def _work(config: dict[str, Any]) -> dict[str, Any] | None:
@@ -165,35 +166,35 @@ def _work(config: dict[str, Any]) -> dict[str, Any] | None:
     import deepspeed
     import torch
 
-    phase: Phase = config["phase"]
+    course: Course = config["course"]
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # a C++ build of half a minute that only inference uses
-    torch.manual_seed(phase.recipe.seed)
+    torch.manual_seed(course.order.seed)
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     start: Position = ray.train.get_dataset_shard("resume")
     scratch = Path(tempfile.mkdtemp(prefix="medschool-train-"))
     try:
-        engine = _engine(deepspeed, phase, world_size)
+        engine = _engine(deepspeed, course, world_size)
         if start.state_uri:
             _load_state(engine, start, scratch, config["board"])
-        return _steps(engine, phase, start, rank, world_size, scratch, config["board"])
+        return _steps(engine, course, start, rank, world_size, scratch, config["board"])
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _engine(deepspeed: Any, phase: Phase, world_size: int) -> Any:
+def _engine(deepspeed: Any, course: Course, world_size: int) -> Any:
     import torch
 
-    spec = phase.recipe.pretrain.optimizer
-    model = load_model(model_copy(phase.model), phase.recipe.model.dtype)
+    spec = course.spec.optimizer
+    model = load_model(model_copy(course.model), course.recipe.model.dtype)
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=spec.lr, betas=spec.betas, eps=spec.eps, weight_decay=spec.weight_decay)
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=optimizer,
-        config=deepspeed_config(phase.recipe, world_size),
+        config=deepspeed_config(course.recipe, course.phase, world_size),
         lr_scheduler=lambda opt: torch.optim.lr_scheduler.LambdaLR(
-            opt, lambda step: lr_factor(step, phase.steps, spec.warmup_fraction, spec.final_lr_fraction)
+            opt, lambda step: lr_factor(step, course.steps, spec.warmup_fraction, spec.final_lr_fraction)
         ),
         dist_init_required=False,
     )
@@ -201,38 +202,44 @@ def _engine(deepspeed: Any, phase: Phase, world_size: int) -> Any:
 
 
 def _steps(
-    engine: Any, phase: Phase, start: Position, rank: int, world_size: int, scratch: Path, board: Any
+    engine: Any, course: Course, start: Position, rank: int, world_size: int, scratch: Path, board: Board
 ) -> dict[str, Any] | None:
     """Train from `start` to the end, saving state on the way; rank 0 returns what the driver records."""
-    from medschool.track import Journal
-
-    with Journal(scratch / JOURNAL, phase.mlflow_run if rank == 0 else None) as journal:
+    every, told = course.recipe.cluster.checkpoint_every_steps, course.report_every_steps
+    losses: list[float] = []
+    with Journal(scratch / JOURNAL, course.mlflow_run if rank == 0 else None, f"{course.phase}/") as journal:
 
         def after_step(step: Step) -> None:
+            losses.append(step.loss)
             if rank == 0:
                 journal.log(step.step, {key: value for key, value in asdict(step).items() if key not in ("step", "batch")})
-                board.put.remote(
-                    f"step {step.step}/{phase.steps}  loss {step.loss:.4f}  lr {step.lr:.2e}  "
+                board.put(
+                    f"step {step.step}/{course.steps}  loss {step.loss:.4f}  lr {step.lr:.2e}  "
                     f"{step.tokens / step.step_s:.0f} tokens/s"
                 )
-            if step.step % phase.recipe.cluster.checkpoint_every_steps == 0 and step.step < phase.steps:
-                _save_state(engine, phase, Position(step.batch + 1, step.step), rank, world_size, scratch)
-                ray.train.report({"step": step.step, "loss": step.loss})  # Ray takes one a poll: each step would wait for one
+            if step.step % every == 0 and step.step < course.steps:
+                _save_state(engine, course, Position(step.batch + 1, step.step), rank, world_size, scratch)
+            if told and step.step % told == 0 and step.step < course.steps:
+                ray.train.report(
+                    {"step": step.step, "loss": sum(losses) / len(losses)}
+                )  # Ray takes one a poll: a step would wait
+                losses.clear()
 
-        per_rank = rank_rows(phase.order.batch_rows, world_size)
-        reached = train(
-            engine, _batches(per_rank), phase.order, start.batch_index, start.step, DTYPES[phase.recipe.model.dtype], after_step
+        per_rank = rank_rows(course.order.batch_rows, world_size)
+        dtype = DTYPES[course.recipe.model.dtype]
+        reached = train(engine, _batches(per_rank), course.order, start.batch_index, start.step, dtype, after_step)
+    if reached != course.steps:
+        raise StageError(
+            f"{reached} of {course.steps} steps were trained", "the data feed ended early: see the log", course.trial
         )
-    if reached != phase.steps:
-        raise StageError(f"{reached} of {phase.steps} steps were trained", "the data feed ended early: see the log", phase.name)
-    return _export(engine, phase, rank, scratch)
+    return _export(engine, course, rank, scratch)
 
 
 def _batches(per_rank: int) -> Iterator[Any]:
     yield from ray.train.get_dataset_shard("train").iter_batches(batch_size=per_rank, batch_format="pyarrow", prefetch_batches=2)
 
 
-def _save_state(engine: Any, phase: Phase, position: Position, rank: int, world_size: int, scratch: Path) -> None:
+def _save_state(engine: Any, course: Course, position: Position, rank: int, world_size: int, scratch: Path) -> None:
     """Every rank uploads its own files under one attempt prefix; rank 0 commits the manifest when all are there."""
     import torch.distributed as dist
 
@@ -242,18 +249,18 @@ def _save_state(engine: Any, phase: Phase, position: Position, rank: int, world_
     engine.save_checkpoint(str(folder), tag="state", save_latest=False)
     if rank == 0:
         shutil.copyfile(scratch / JOURNAL, folder / JOURNAL)
-    prefix = state_prefix(phase.run_uri, position.step, attempt[0])
+    prefix = state_prefix(course.run_uri, position.step, attempt[0])
     files = upload_folder(prefix, folder)
     shutil.rmtree(folder)
     gathered: list[Any] = [None] * world_size
     dist.all_gather_object(gathered, files)
     if rank == 0:
         everything = tuple(file for part in gathered for file in part)
-        commit_state(phase.run_uri, State(position, world_size, phase.recipe.cluster.zero_stage, prefix, everything))
-        prune_states(phase.run_uri)
+        commit_state(course.run_uri, State(position, world_size, course.recipe.cluster.zero_stage, prefix, everything))
+        prune_states(course.run_uri)
 
 
-def _load_state(engine: Any, start: Position, scratch: Path, board: Any) -> None:
+def _load_state(engine: Any, start: Position, scratch: Path, board: Board) -> None:
     """Load what `start` names. A damaged state is withdrawn: this start fails, the next one uses the state before it."""
     state = read_state(start.state_uri)
     if state.world_size != engine.world_size or state.zero_stage != engine.zero_optimization_stage():
@@ -268,85 +275,51 @@ def _load_state(engine: Any, start: Position, scratch: Path, board: Any) -> None
     except InputError as error:
         passed_over = InputError(error.problem, "run again: the checkpoint before it is used", error.where)
         if withdraw_state(start.state_uri):
-            board.put.remote(f"checkpoint passed over: {passed_over}")
+            board.put(f"checkpoint passed over: {passed_over}")
         raise passed_over from error
     engine.load_checkpoint(str(folder), tag="state")
     shutil.copyfile(folder / JOURNAL, scratch / JOURNAL)
     shutil.rmtree(folder)
 
 
-def _export(engine: Any, phase: Phase, rank: int, scratch: Path) -> dict[str, Any] | None:
+def _export(engine: Any, course: Course, rank: int, scratch: Path) -> dict[str, Any] | None:
     """Rank 0 writes the model as plain safetensors with its tokenizer, template and card, and uploads it."""
     import deepspeed
 
     with deepspeed.zero.GatheredParameters(
-        list(engine.module.parameters()), modifier_rank=0, enabled=phase.recipe.cluster.zero_stage == 3
+        list(engine.module.parameters()), modifier_rank=0, enabled=course.recipe.cluster.zero_stage == 3
     ):
         if rank != 0:
             return None
         folder = scratch / "export"
         folder.mkdir()
-        for path in model_copy(phase.model).iterdir():
+        for path in model_copy(course.model).iterdir():
             if path.suffix in (".json", ".jinja", ".model") and not path.name.endswith(".index.json"):
                 shutil.copyfile(path, folder / path.name)
         engine.module.save_pretrained(folder, safe_serialization=True)
-    (folder / "README.md").write_text(_card(phase), encoding="utf-8")
-    files = upload_folder(phase.prefix_uri, folder, "export")
-    files += (write_file(phase.prefix_uri, JOURNAL, (scratch / JOURNAL).read_bytes()),)
-    losses = [json.loads(line)["loss"] for line in (scratch / JOURNAL).read_text(encoding="utf-8").splitlines()]
+    (folder / "README.md").write_text(_card(course), encoding="utf-8")
+    files = upload_folder(course.prefix_uri, folder, "export")
+    files += (write_file(course.prefix_uri, JOURNAL, (scratch / JOURNAL).read_bytes()),)
+    steps = read_journal((scratch / JOURNAL).read_bytes())
     return {
         "files": [asdict(file) for file in files],
-        "tokens": phase.steps * phase.order.batch_rows * phase.recipe.tokens.row_tokens,
-        "loss_first": losses[0],
-        "loss_last": losses[-1],
+        "tokens": sum(int(step["tokens"]) for step in steps),
+        "targets": sum(int(step["targets"]) for step in steps),
+        "loss_first": steps[0]["loss"],
+        "loss_last": steps[-1]["loss"],
     }
 
 
-def _card(phase: Phase) -> str:
-    parts = ", ".join(f"{name} {weight}" for name, weight in phase.order.weights.items())
+def _card(course: Course) -> str:
+    parts = ", ".join(f"{name} {weight}" for name, weight in course.order.weights.items())
+    what = {"pretrain": "continued pretraining", "instruct": "instruction tuning"}[course.phase]
     return (
-        "---\ntags: [medical, continued-pretraining]\npipeline_tag: text-generation\n---\n\n"
-        f"# {phase.name}\n\n**Not for clinical use.** Its answers can be wrong in ways that harm.\n\n"
-        f"Continued pretraining from `{phase.recipe.model.uri}` for {phase.steps} steps of {phase.order.batch_rows} rows "
-        f"of {phase.recipe.tokens.row_tokens} tokens; parts of the mixture: {parts}.\n"
+        f"---\ntags: [medical, {what.replace(' ', '-')}]\npipeline_tag: text-generation\n---\n\n"
+        f"# {what.capitalize()} from {course.recipe.model.uri}\n\n"
+        "**Not for clinical use.** Its answers can be wrong in ways that harm.\n\n"
+        f"{course.steps} steps of {course.spec.batch_rows} rows of {row_tokens(course.recipe, course.phase)} tokens; "
+        f"parts of the mixture: {parts}; seed {course.order.seed}.\n"
     )
-
-
-@ray.remote(num_cpus=0)
-class _Board:
-    """Lines that workers want the user to see, in order; the driver prints them."""
-
-    def __init__(self) -> None:
-        self._lines: list[str] = []
-
-    def put(self, line: str) -> None:
-        self._lines.append(line)
-
-    def take(self) -> list[str]:
-        lines, self._lines = self._lines, []
-        return lines
-
-
-class _printing:
-    """Print the board's lines while the block runs."""
-
-    def __init__(self, board: Any, say: Callable[[str], None]) -> None:
-        self._board, self._say, self._ended = board, say, threading.Event()
-        self._thread = threading.Thread(target=self._loop, daemon=True)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join(10)
-
-    def _loop(self) -> None:
-        ended = False
-        while not ended:
-            ended = self._ended.wait(1.0)
-            for line in ray.get(self._board.take.remote()):
-                self._say(line)
 
 
 def _explained(error: TrainingFailedError, max_failures: int, name: str) -> MedschoolError:

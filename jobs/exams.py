@@ -1,0 +1,6 @@
+"""python -m jobs.exams RECIPE: make the `exams` stages of a recipe; the stages before them must be finished."""
+
+from jobs.run import main
+
+if __name__ == "__main__":
+    main(lambda run: run.make("exams"))

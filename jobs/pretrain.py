@@ -1,6 +1,0 @@
-"""python -m jobs.pretrain RECIPE: make the `pretrain` stages of a recipe; the stages before it must be finished."""
-
-from jobs.run import main
-
-if __name__ == "__main__":
-    main(lambda run: run.make("pretrain"))

@@ -1,0 +1,28 @@
+"""python -m jobs.report RECIPE: print the table and write the HTML page of a finished verdict."""
+
+import json
+
+from jobs.run import Run, main
+from medschool import storage
+from medschool.ablate.compare import read_verdict
+from medschool.ablate.gather import gather, spent
+from medschool.ablate.page import finite, render
+from medschool.ablate.report import table
+from medschool.plan import make_plan
+from medschool.procedure import results_uri
+
+
+def report(run: Run) -> None:
+    """The table to the user, report.html and results.json to the store; `medschool submit` brings them home."""
+    recipe, verdict = run.recipe, read_verdict(run.artifact("verdict"))
+    for line in table(recipe, verdict, spent(recipe, run.artifact)).splitlines():
+        run.say(line)
+    planned = {course.stage: course.tokens for course in make_plan(recipe, run.store_uri).courses}
+    page = render(gather(recipe, run.artifact, planned, run.made))
+    folder = results_uri(run.store_uri, recipe)
+    storage.write_bytes(storage.join(folder, "report.html"), page.encode())
+    storage.write_bytes(storage.join(folder, "results.json"), json.dumps(finite(verdict), indent=1, sort_keys=True).encode())
+
+
+if __name__ == "__main__":
+    main(report)

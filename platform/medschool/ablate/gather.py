@@ -1,0 +1,113 @@
+"""Everything that the report shows, gathered from the finished stages of a recipe: nothing is remembered from the run itself.
+
+So a report can be made again from the store, by another process, without running anything.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+
+from medschool import storage
+from medschool.ablate.compare import read_verdict
+from medschool.ablate.page import Cost, Curve, Mixture, Report
+from medschool.ablate.report import Spent
+from medschool.artifact import RECORDED_VERSIONS, Artifact
+from medschool.procedure import PHASES, Phase, phase_weights, recipe_digest, row_tokens, stages, trials
+from medschool.recipe import Recipe
+from medschool.recipe.dump import dump
+from medschool.track import read_journal
+from medschool.train.on_ray import JOURNAL
+
+Find = Callable[[str], Artifact]
+"""The finished artifact of a stage, by the stage's name."""
+
+
+def gather(recipe: Recipe, find: Find, planned_tokens: Mapping[str, int | None], made_now: set[str]) -> Report:
+    """The report of a recipe whose verdict is there.
+
+    planned_tokens: of each training stage, as the plan says. made_now: stages that this run did not find finished.
+    """
+    names = [stage.name for stage in stages(recipe)]
+    return Report(
+        recipe_name=recipe.name,
+        recipe_yaml=dump(recipe),
+        recipe_digest=recipe_digest(recipe),
+        git_sha=os.environ.get("MEDSCHOOL_GIT_SHA") or None,
+        made=datetime.now(UTC).isoformat(timespec="seconds"),
+        model_uri=recipe.model.uri,
+        gate=recipe.gate,
+        results=read_verdict(find("verdict")),
+        curves=tuple(_curve(stage, find(stage)) for stage in _trainings(recipe)),
+        mixtures=tuple(_mixture(recipe, stage, find(stage)) for stage in _trainings(recipe)),
+        costs=_costs(names, find, planned_tokens, made_now),
+        budget_minutes=recipe.budget.minutes if recipe.budget else None,
+        dropped={name: made.facts["dropped"] for name in names if (made := find(name)).facts.get("dropped") and "/" in name},
+        overlap={name: _overlap(find(f"instructions/{name}")) for name in recipe.instructions if recipe.exams},
+        versions={name: metadata.version(name) for name in RECORDED_VERSIONS},
+        spent=spent(recipe, find),
+    )
+
+
+def spent(recipe: Recipe, find: Find) -> dict[str, Spent]:
+    """Trained tokens and minutes of training of each trial, those of a training it shares included."""
+    costs = {}
+    for trial in trials(recipe):
+        made = [find(f"{phase}/{trial.name}") for phase in PHASES if phase_weights(recipe, trial.variant, phase) is not None]
+        costs[trial.name] = Spent(sum(int(item.facts["tokens"]) for item in made), sum(item.seconds for item in made) / 60)
+    return costs
+
+
+def _trainings(recipe: Recipe) -> list[str]:
+    return [
+        f"{phase}/{trial.name}"
+        for phase in PHASES
+        for trial in trials(recipe)
+        if phase_weights(recipe, trial.variant, phase) is not None
+    ]
+
+
+def _phase_and_trial(stage: str) -> tuple[Phase, str]:
+    kind, name = stage.split("/")
+    return ("pretrain" if kind == "pretrain" else "instruct"), name
+
+
+def _curve(stage: str, made: Artifact) -> Curve:
+    phase, name = _phase_and_trial(stage)
+    points = read_journal(storage.read_bytes(made.uri(JOURNAL)))
+    return Curve(
+        name,
+        phase,
+        tuple(int(point["step"]) for point in points),
+        tuple(point["loss"] for point in points),
+        tuple(point["lr"] for point in points),
+    )
+
+
+def _mixture(recipe: Recipe, stage: str, made: Artifact) -> Mixture:
+    phase, name = _phase_and_trial(stage)
+    variant = next(trial.variant for trial in trials(recipe) if trial.name == name)
+    rows: Mapping[str, int] = made.facts["rows"]
+    length = row_tokens(recipe, phase)
+    tokens = {source: count * length for source, count in rows.items()}
+    return Mixture(name, phase, phase_weights(recipe, variant, phase) or {}, dict(rows), tokens)
+
+
+def _costs(names: list[str], find: Find, planned_tokens: Mapping[str, int | None], made_now: set[str]) -> tuple[Cost, ...]:
+    """Every stage once; one that shares another's artifact is planned to cost nothing, and does."""
+    costs: list[Cost] = []
+    seen: set[str] = set()
+    for name in names:
+        made = find(name)
+        if made.manifest_uri in seen:
+            costs.append(Cost(name, 0.0, True, 0, 0))
+            continue
+        seen.add(made.manifest_uri)
+        tokens = int(made.facts["tokens"]) if name in planned_tokens else None
+        costs.append(Cost(name, made.seconds, name not in made_now, planned_tokens.get(name), tokens))
+    return tuple(costs)
+
+
+def _overlap(made: Artifact) -> dict[str, int]:
+    found = made.facts["overlap"]
+    return {"conversations": found["checked"], "holding": found["removed"], "removed": found["removed"]}

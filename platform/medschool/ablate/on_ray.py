@@ -1,0 +1,193 @@
+"""Trials as Ray Tune runs them: a study makes each variant whole, a search stops bad settings early.
+
+    Tuner --one process a trial, as many at once as the cluster holds--> do(trial) --own Train workers, own scorers--> artifacts
+
+What a trial made lies in the store under its fingerprint, so a study that was interrupted is simply started again: what is
+finished is found, not repeated. Where two trials need the same artifact, the first of them in the recipe's order makes it and the
+others wait for it, or make it themselves once that trial has ended without it.
+
+The processes of trials ask for the custom resource `driver`, which the head node offers: they hold nothing but the thread of a
+training, and on a worker node they could vanish with it. A cluster without that resource gives a tenth of a CPU.
+"""
+
+import os
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from medschool import storage
+from medschool.errors import MedschoolError, StageError, from_text
+from medschool.recipe.schema import Search
+
+DRIVER = "driver"
+"""Custom resource of nodes that are not taken away."""
+POLL_S = 1.0
+
+Do = Callable[[str, "Trials"], None]
+
+
+@dataclass(frozen=True)
+class Trials:
+    """The other trials of a study, as one of them sees them."""
+
+    ended: Any
+    """Actor that knows which trials have ended."""
+
+    def wait_for(self, found: Callable[[], bool], trial: str) -> bool:
+        """Wait until `found()`, or until `trial` has ended; whether it was found."""
+        while not found():
+            if ray.get(self.ended.has.remote(trial)):
+                return found()
+            time.sleep(POLL_S)
+        return True
+
+
+@ray.remote(num_cpus=0)
+class _Ended:
+    def __init__(self) -> None:
+        self._names: set[str] = set()
+
+    def add(self, name: str) -> None:
+        self._names.add(name)
+
+    def has(self, name: str) -> bool:
+        return name in self._names
+
+
+def run_study(names: Sequence[str], do: Do, at_once: int, store_uri: str) -> None:
+    """`do` every trial. Raises the error of the first one that failed, naming all of them, once all others have ended."""
+    from ray import tune
+
+    ended = _Ended.remote()  # type: ignore[attr-defined]
+
+    def trial(config: dict[str, Any]) -> dict[str, Any]:
+        do(config["trial"], Trials(ended))
+        return {"done": 1}
+
+    folder = storage.join(store_uri, "tune")
+    name = f"study-{uuid.uuid4().hex[:8]}"
+    tuner = tune.Tuner(
+        tune.with_resources(trial, _driver()),
+        param_space={"trial": tune.grid_search(list(names))},
+        tune_config=tune.TuneConfig(max_concurrent_trials=at_once, reuse_actors=False, trial_dirname_creator=_dirname),
+        run_config=_run_config(name, folder, [_end_callback(ended)]),
+    )
+    results = tuner.fit()
+    failed = {result.config["trial"]: result.error for result in results if result.error}
+    storage.delete_prefix(storage.join(folder, name))
+    if failed:
+        raise _failure(failed)
+
+
+def _failure(failed: dict[str, Any]) -> MedschoolError:
+    name, error = next(iter(failed.items()))
+    known = error if isinstance(error, MedschoolError) else from_text(str(error))
+    others = f" (and {len(failed) - 1} more: {', '.join(list(failed)[1:])})" if len(failed) > 1 else ""
+    if known is None:
+        last = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
+        return StageError(f"a trial failed: {last.strip()}{others}", "its log in Ray's dashboard has the stack", name)
+    return type(known)(known.problem + others, known.remedy, known.where or name)
+
+
+# ---- search -------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One trial of a search."""
+
+    values: dict[str, Any]
+    """Recipe key -> value."""
+    steps: int
+    """Optimizer steps done when it ended or was stopped."""
+    losses: dict[int, float]
+    """Step -> mean training loss since the report before, in nats per target."""
+    stopped: bool
+    """Whether it was stopped early."""
+
+
+def run_search(
+    spec: Search,
+    settings: Sequence[dict[str, Any]],
+    steps: int,
+    do: Callable[[dict[str, Any]], None],
+    at_once: int,
+    folder_uri: str,
+) -> list[Tried]:
+    """Try every setting for `steps` optimizer steps, the worse ones stopped early; results in the order of `settings`.
+
+    A trial is compared with those that reported before it at the same step (asynchronous successive halving). `folder_uri` keeps
+    the standing of the search: an interrupted one goes on, and a trial that ended or was stopped is not repeated.
+    """
+    from ray import tune
+    from ray.tune.schedulers import AsyncHyperBandScheduler
+
+    def trial(config: dict[str, Any]) -> None:
+        do(config["values"])
+
+    folder, name = folder_uri.rstrip("/").rsplit("/", 1)
+    trainable = tune.with_resources(trial, _driver())
+    if tune.Tuner.can_restore(folder_uri):
+        tuner = tune.Tuner.restore(folder_uri, trainable, resume_unfinished=True, restart_errored=True)
+    else:
+        scheduler = AsyncHyperBandScheduler(
+            time_attr="step", max_t=steps, grace_period=spec.grace_steps, reduction_factor=spec.reduction_factor
+        )
+        tuner = tune.Tuner(
+            trainable,
+            param_space={"values": tune.grid_search(list(settings))},
+            tune_config=tune.TuneConfig(
+                metric="loss", mode="min", scheduler=scheduler, max_concurrent_trials=at_once, trial_dirname_creator=_dirname
+            ),
+            run_config=_run_config(name, folder, []),
+        )
+    results = tuner.fit()
+    if results.errors:
+        raise _failure({str(result.config["values"]): result.error for result in results if result.error})
+    tried = {str(result.config["values"]): _tried(result, steps) for result in results}
+    return [tried[str(values)] for values in settings]
+
+
+def _tried(result: Any, steps: int) -> Tried:
+    frame = result.metrics_dataframe
+    losses = {int(step): float(loss) for step, loss in zip(frame["step"], frame["loss"], strict=True)}
+    return Tried(result.config["values"], max(losses), losses, max(losses) < steps)
+
+
+# ---- Tune's settings ----------------------------------------------------------------------------------------------------------
+
+
+def _run_config(name: str, folder: str, callbacks: list[Any]) -> Any:
+    from ray import tune
+
+    os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one prints a box and hints for TensorBoard even when it is silent
+    return tune.RunConfig(
+        name=name, storage_path=folder, callbacks=callbacks, verbose=0, failure_config=tune.FailureConfig(max_failures=0)
+    )
+
+
+def _driver() -> dict[str, float]:
+    return {"CPU": 0, DRIVER: 1} if ray.cluster_resources().get(DRIVER) else {"CPU": 0.1}
+
+
+def _dirname(trial: Any) -> str:
+    """Short: Tune's own name spells out every value."""
+    return str(trial.trial_id)
+
+
+def _end_callback(ended: Any) -> Any:
+    from ray.tune import Callback
+
+    class Ends(Callback):  # type: ignore[misc]
+        def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            ended.add.remote(trial.config["trial"])
+
+        def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            ended.add.remote(trial.config["trial"])
+
+    return Ends()

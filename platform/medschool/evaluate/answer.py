@@ -1,0 +1,76 @@
+"""Answers in words: what a user of the model would read, and how often no letter can be read from it.
+
+Decoding is greedy. The model's own generation_config.json is set aside for the time, because `generate` would fill every option
+that is not given from it: sampling, penalties and banned tokens differ between checkpoints, and the exam must not.
+
+Questions of similar length are answered together, padded on the left; the answers end at the EOS token or after
+`max_new_tokens`. Price: one forward pass for each token of the longest answer in a batch. Not for clinical use.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from medschool.evaluate.exams import question_prompt
+from medschool.exams.layout import parse_answer
+from medschool.instructions.template import ChatTemplate
+from medschool.rows import ExamItem
+
+BATCH_TOKENS = 4096
+"""Tokens of prompts and answers in memory at once; bounds the cache (4096 tokens are 90 MB for 135M, 2 GB for 7B in bf16)."""
+
+ANSWERS_SCHEMA = pa.schema(
+    [
+        ("exam", pa.string()),
+        ("id", pa.string()),
+        ("text", pa.large_string()),
+        ("chosen", pa.int32()),
+        ("correct", pa.bool_()),
+    ]
+)
+
+
+def write_answers(model: Any, template: ChatTemplate, items: Sequence[ExamItem], max_new_tokens: int) -> pa.Table:
+    """One row an item, in the order of `items`: ANSWERS_SCHEMA. `chosen` is null where no option can be read from the text."""
+    texts = greedy_texts(model, template, [question_prompt(item, template) for item in items], max_new_tokens)
+    rows = []
+    for item, text in zip(items, texts, strict=True):
+        chosen = parse_answer(text, len(item.options))
+        rows.append({"exam": item.exam, "id": item.id, "text": text, "chosen": chosen, "correct": chosen == item.answer})
+    return pa.Table.from_pylist(rows, ANSWERS_SCHEMA)
+
+
+def greedy_texts(model: Any, template: ChatTemplate, prompts: Sequence[list[int]], max_new_tokens: int) -> list[str]:
+    """The continuation of each prompt (token ids) without control tokens, at most `max_new_tokens` tokens long."""
+    texts = [""] * len(prompts)
+    by_length = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
+    while by_length:
+        take = max(1, BATCH_TOKENS // (len(prompts[by_length[0]]) + max_new_tokens))
+        group, by_length = by_length[:take], by_length[take:]
+        answers = _group_answers(model, [prompts[index] for index in group], template.eos_id, max_new_tokens)
+        for index, answer in zip(group, answers, strict=True):
+            texts[index] = template.decode(answer)
+    return texts
+
+
+def _group_answers(model: Any, prompts: list[list[int]], eos_id: int, max_new_tokens: int) -> list[list[int]]:
+    """New tokens of each prompt, without the EOS and what stands behind it."""
+    from transformers import GenerationConfig
+
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[eos_id] * (longest - len(prompt)) + prompt for prompt in prompts])
+    real = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    own, greedy = (
+        model.generation_config,
+        GenerationConfig(do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=eos_id, pad_token_id=eos_id),
+    )
+    model.generation_config = greedy
+    try:
+        with torch.inference_mode():
+            out = model.generate(ids.to(model.device), attention_mask=real.to(model.device))
+    finally:
+        model.generation_config = own
+    answers: list[list[int]] = out[:, longest:].tolist()
+    return [answer[: answer.index(eos_id)] if eos_id in answer else answer for answer in answers]

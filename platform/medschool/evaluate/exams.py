@@ -1,0 +1,70 @@
+"""The exam protocol: one question, one prompt, the most probable letter.
+
+    [user: instruction, question, options] [assistant: "###Answer: OPTION"] -> " A" | " B" | " C" | " D"
+
+The prompt is the checkpoint's own chat template with the first of the direct instructions, and the beginning of an answer as
+tuning teaches it. The letter with the highest log-probability is the model's answer, so every model answers every question and
+nothing depends on how it likes to phrase an answer; medschool.evaluate.answer measures whether it can write one down.
+
+Logits of a bf16 model have 8 significant bits, so two letters may tie exactly. A tie is broken by a hash of the item and the
+letter: the same for every model, and in favour of no letter.
+"""
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from medschool.evaluate.choices import Choice, choice_log_probs, tokenized
+from medschool.exams.layout import ANSWER_STEM, DIRECT_INSTRUCTIONS, letter, user_text
+from medschool.instructions.template import ChatTemplate
+from medschool.rows import ExamItem, Message
+from medschool.seed import seed_of
+
+EXAM_SCORES_SCHEMA = pa.schema(
+    [
+        ("exam", pa.string()),
+        ("id", pa.string()),
+        ("answer", pa.int32()),
+        ("chosen", pa.int32()),
+        ("correct", pa.bool_()),
+        ("log_probs", pa.list_(pa.float64())),
+    ]
+)
+
+
+def question_prompt(item: ExamItem, template: ChatTemplate) -> list[int]:
+    """The question as a conversation, with the assistant's turn opened. Raises InputError when the template refuses it."""
+    return template.prompt([Message("user", user_text(item, DIRECT_INSTRUCTIONS[0]))])
+
+
+def exam_choices(items: Sequence[ExamItem], template: ChatTemplate) -> list[Choice]:
+    """The choice between the letters of each item. Raises InputError when the tokenizer does not tell the letters apart."""
+    choices = []
+    for item in items:
+        letters = tokenized(template.encode, ANSWER_STEM, [f" {letter(index)}" for index in range(len(item.options))])
+        choices.append(Choice((*question_prompt(item, template), *letters.prompt), letters.endings))
+    return choices
+
+
+def score_exam(model: object, template: ChatTemplate, items: Sequence[ExamItem]) -> pa.Table:
+    """One row an item, in the order of `items`: EXAM_SCORES_SCHEMA. `log_probs` are those of its letters, in nats."""
+    scores = choice_log_probs(model, exam_choices(items, template))
+    rows = []
+    for item, log_probs in zip(items, scores, strict=True):
+        chosen = best(item.id, log_probs)
+        rows.append(
+            {
+                "exam": item.exam,
+                "id": item.id,
+                "answer": item.answer,
+                "chosen": chosen,
+                "correct": chosen == item.answer,
+                "log_probs": log_probs,
+            }
+        )
+    return pa.Table.from_pylist(rows, EXAM_SCORES_SCHEMA)
+
+
+def best(item_id: str, scores: Sequence[float]) -> int:
+    """Index of the highest score; of equal ones, the one that a hash of item and index puts first."""
+    return max(range(len(scores)), key=lambda index: (scores[index], seed_of(item_id, index)))
