@@ -1,6 +1,7 @@
 """A whole recipe in miniature: invented text in every real format, a tokenizer trained on it, a random LLaMA of 60 thousand weights."""
 
 import gzip
+import itertools
 import json
 import random
 from pathlib import Path
@@ -79,7 +80,7 @@ sources:
   papers: {files: [{uri: "raw/medline/*.xml.gz", format: medline}], licences: [nlm-medline]}
   general: {files: [{uri: "raw/prose/*.txt", format: prose, licence: public-domain}], licences: [public-domain]}
 clean: {min_chars: 40}
-tokens: {row_tokens: 32, rows_per_shard: 64, heldout_tokens: 600, heldout_document_tokens: 64}
+tokens: {row_tokens: 64, rows_per_shard: 64, heldout_tokens: 600, heldout_document_tokens: 64}
 pretrain:
   batch_rows: 20
   length: {steps: 12}
@@ -146,9 +147,9 @@ def write_raw(store: Path, papers: int = 240) -> Path:
     for part in range(2):
         xml = f"<?xml version='1.0'?><PubmedArticleSet>{''.join(records[part::2])}</PubmedArticleSet>"
         (raw / "medline" / f"{part}.xml.gz").write_bytes(gzip.compress(xml.encode(), mtime=0))
-    names = [f"{words(draw, BOOK_WORDS, 3)[:-1]} {number}" for number in range(300)]
+    names = [f"{first.capitalize()} {second}" for first, second in itertools.product(PAPER_WORDS, GENERAL_WORDS)]
     terms = [
-        f'[Term]\nid: HP:{number:07}\nname: {name}\ndef: "{words(draw, BOOK_WORDS, 15)}" [x:1]\n'
+        f'[Term]\nid: HP:{number:07}\nname: {name}\ndef: "{words(draw, BOOK_WORDS, 5)}" [x:1]\n'
         f"is_a: HP:{number // 5:07} ! {names[number // 5]}\n" * (number > 0)
         for number, name in enumerate(names)
     ]

@@ -28,7 +28,7 @@ OVERRIDES = [
     "model.uri=raw/models/tiny", "model.dtype=fp32", "clean.min_chars=40",
     "sources.books.files=[{uri: raw/hpo/hp.obo, format: hpo}]",
     "sources.papers.files=[{uri: raw/medline/*.xml.gz, format: medline}]",
-    "tokens={row_tokens: 32, rows_per_shard: 64, heldout_tokens: 600, heldout_document_tokens: 64}",
+    "tokens={row_tokens: 64, rows_per_shard: 64, heldout_tokens: 600, heldout_document_tokens: 64}",
     "instructions.conclusions={files: [{uri: raw/hpo/hp.obo, format: hpo_graph}], licences: [hpo], conversations: 40}",
     "exams.mmlu_clinical.items=30", "exams.mmlu_clinical.generated_items=4", "probes.items=8", "chats.row_tokens=256",
     "pretrain.length.steps=60", "pretrain.optimizer.lr=1e-2", "instruct.length.steps=12", "serve.max_context_tokens=256",
@@ -205,7 +205,7 @@ def test_a_second_run_finds_everything_finished(user: User, first_run: str) -> N
 def test_plan_and_status_are_machine_readable(user: User, first_run: str) -> None:
     plan = json.loads(user.run("plan", RECIPE, *SETTINGS, "--json").stdout)
     assert {stage["state"] for stage in plan["stages"]} == {"cached"}
-    assert plan["totals"]["pretrain"]["steps"] == 120 and plan["totals"]["pretrain"]["tokens"] == 120 * 20 * 32
+    assert plan["totals"]["pretrain"]["steps"] == 120 and plan["totals"]["pretrain"]["tokens"] == 120 * 20 * 64
     assert plan["totals"]["instruct"]["steps"] == 12
     assert [course["shared_with"] for course in plan["phases"]] == [None, None, "pretrain/knowledge", None]
     changed = json.loads(user.run("plan", RECIPE, *SETTINGS, "--set", "pretrain.optimizer.lr=2e-2", "--json").stdout)

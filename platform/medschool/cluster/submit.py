@@ -99,7 +99,7 @@ def follow(identity: str, say: Callable[[str], None]) -> int:
 
 async def _tail(jobs: Any, identity: str, say: Callable[[str], None]) -> None:
     async for lines in jobs.tail_job_logs(identity):
-        for line in lines.rstrip("\n").split("\n"):
+        for line in lines.removesuffix("\n").split("\n"):
             if not REMARK.match(line):
                 say(line)
 
