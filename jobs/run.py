@@ -13,7 +13,7 @@ from jobs.makers import MAKERS
 from medschool import artifact
 from medschool.artifact import Artifact
 from medschool.board import Board, printing
-from medschool.errors import MedschoolError, ServiceError, StageError, from_text
+from medschool.errors import ServiceError, StageError, cause_of
 from medschool.plan import check_model
 from medschool.procedure import stages
 from medschool.recipe import Recipe, load
@@ -136,11 +136,6 @@ def main(do: Callable[[Run], None]) -> None:
         sys.exit(known.exit_code)
 
 
-def cause_of(error: BaseException) -> MedschoolError | None:
-    """The MedschoolError that an exception is, or that Ray wrapped into it, if there is one."""
-    return error if isinstance(error, MedschoolError) else from_text(str(error))
-
-
 def store_from_environment() -> str:
     """The store's URI. Raises ServiceError when none is named."""
     uri = os.environ.get("MEDSCHOOL_STORE", "")
@@ -165,5 +160,6 @@ def quiet() -> None:
     import ray
 
     ray.data.DataContext.get_current().enable_progress_bars = False
-    for name in ("ray.data", "ray.train", "ray.tune"):
+    for name in ("ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a failed trial is told by run_study, once

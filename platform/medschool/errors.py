@@ -46,6 +46,15 @@ def from_text(text: str) -> "MedschoolError | None":
     return kind(problem, remedy)
 
 
+def cause_of(error: BaseException) -> "MedschoolError | None":
+    """The MedschoolError that an exception is, or that Ray wrapped into it, if there is one.
+
+    Ray's wrapper is made a subclass of what it wraps, but holds nothing of it but the text.
+    """
+    plain = isinstance(error, MedschoolError) and type(error).__module__ == __name__
+    return error if plain else from_text(str(error))  # type: ignore[return-value]
+
+
 class RecipeError(MedschoolError):
     """The recipe cannot be read or contradicts itself."""
 

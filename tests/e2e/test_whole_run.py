@@ -140,7 +140,12 @@ def killed_at(user: User, pattern: str) -> list[str]:
             break
     else:
         raise AssertionError(f"no line matched {pattern}:\n" + "".join(seen))
-    drivers = [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [])[1:3] == ["-m", "jobs.whole_run"]]
+    store = user.services()["AWS_ENDPOINT_URL"]  # another home's runs on this machine are not ours to kill
+    drivers = [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if (process.info["cmdline"] or [])[1:3] == ["-m", "jobs.whole_run"] and process.environ().get("AWS_ENDPOINT_URL") == store
+    ]
     assert drivers, "".join(seen)
     for driver in drivers:
         driver.send_signal(signal.SIGKILL)

@@ -137,7 +137,7 @@ def test_a_corrupt_file_is_named_and_nothing_is_finished(tiny_store: Path, tmp_p
     run = run_of(tmp_path)
     with pytest.raises(Exception) as raised:
         run.make("corpus")
-    from jobs.run import cause_of
+    from medschool.errors import cause_of
 
     cause = cause_of(raised.value)
     assert isinstance(cause, InputError) and cause.problem.startswith("raw/medline/1.xml.gz") and cause.remedy

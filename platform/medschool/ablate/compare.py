@@ -114,6 +114,11 @@ def comparisons(recipe: Recipe) -> list[tuple[str, str]]:
     return list(dict.fromkeys(pairs))
 
 
+def main_probes(gate: Gate | None, probes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of the probes' comparisons, those that a short account shows: against the gate's control, or all where there is no gate."""
+    return [probe for probe in probes if gate is None or probe["reference"] == gate.control]
+
+
 def paired_trials(trials: Sequence[Scored], variant: str, reference: str) -> dict[int, tuple[Scored, Scored]]:
     """The two sides by training seed, ascending; a reference that does not train stands beside every seed.
 

@@ -20,7 +20,7 @@ from typing import Any
 import ray
 
 from medschool import storage
-from medschool.errors import MedschoolError, StageError, from_text
+from medschool.errors import MedschoolError, StageError, cause_of
 from medschool.recipe.schema import Search
 
 DRIVER = "driver"
@@ -85,7 +85,7 @@ def run_study(names: Sequence[str], do: Do, at_once: int, store_uri: str) -> Non
 
 def _failure(failed: dict[str, Any]) -> MedschoolError:
     name, error = next(iter(failed.items()))
-    known = error if isinstance(error, MedschoolError) else from_text(str(error))
+    known = cause_of(error)
     others = f" (and {len(failed) - 1} more: {', '.join(list(failed)[1:])})" if len(failed) > 1 else ""
     if known is None:
         last = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)

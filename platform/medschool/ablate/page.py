@@ -22,7 +22,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from medschool.ablate import plots
-from medschool.ablate.compare import change_text, interval_text
+from medschool.ablate.compare import change_text, interval_text, main_probes
 from medschool.ablate.report import SMALL, Spent
 from medschool.procedure import PHASES, Phase
 from medschool.recipe.schema import Gate
@@ -116,7 +116,7 @@ def render(report: Report) -> str:
         exams=_names(trial["exams"] for trial in results["trials"]),
         spent={trial["name"]: _spent(trial, report.spent) for trial in results["trials"]},
         most_tokens=max((cost.trained_tokens for cost in report.spent.values()), default=0),
-        figures=_figures(report.curves, results),
+        figures=_figures(report.gate, report.curves, results),
         small=SMALL,
     )
 
@@ -231,7 +231,7 @@ def _spent(trial: dict[str, Any], spent: Mapping[str, Spent]) -> Spent | None:
     return spent.get(trial["name"], Spent(0, 0.0) if trial["seed"] is None else None)
 
 
-def _figures(curves: tuple[Curve, ...], results: dict[str, Any]) -> dict[str, Markup]:
+def _figures(gate: Gate | None, curves: tuple[Curve, ...], results: dict[str, Any]) -> dict[str, Markup]:
     """Every figure that there is something to draw for, by name."""
     found = {}
     axes = {"perplexity": "change of perplexity, % (less is better)", "accuracy": "change of accuracy, points (more is better)"}
@@ -240,9 +240,8 @@ def _figures(curves: tuple[Curve, ...], results: dict[str, Any]) -> dict[str, Ma
             words = ", ".join(f"{sum(e['word'] == word for e in effects)} {word}" for word in ("helped", "hurt", "cannot tell"))
             alt = f"Forest plot of {len(effects)} changes of {measure} with intervals: {words}. The table below has the numbers."
             found[measure] = plots.forest(measure, alt, [_effect_row(effect) for effect in effects], axis)
-    probes = results["probes"]
-    if probes:
-        alt = "Changes with intervals on trained facts and on their twins, by kind of fact. The table below has the numbers."
+    if probes := main_probes(gate, results["probes"]):
+        alt = "Changes against the control, with intervals, on trained facts and their twins, by kind. The table below has all."
         facts = [_probe_row(p, p, ("learned", "generalised"), 100) for p in probes]
         gains = [_probe_row(p, p["likelihood"], ("learned", "generalised", "specific"), 1) for p in probes]
         found["facts"] = plots.forest("facts", alt, facts, "change of facts right, points")

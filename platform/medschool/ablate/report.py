@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from medschool.ablate.compare import change_text, interval_text
+from medschool.ablate.compare import change_text, interval_text, main_probes
 from medschool.recipe import Recipe
 
 SMALL = 1_000_000
@@ -29,17 +29,17 @@ class Spent:
 def table(recipe: Recipe, verdict: dict[str, Any], spent: Mapping[str, Spent]) -> str:
     """The report. `spent` by trial; a trained one whose cost is not known is shown with dashes."""
     level = f"{100 * verdict['confidence']:.0f}%"
-    gate = verdict["gate"]
+    gate, probes = verdict["gate"], main_probes(recipe.gate, verdict["probes"])
     lines = [
         *_section("Held-out perplexity (lower is better)", _perplexities(recipe, verdict["trials"], spent)),
         *_section(f"Exams, accuracy with {level} interval (higher is better)", _exams(verdict["trials"])),
         *_section(
             f"Changes on the same documents and items, {level} interval (accuracy is decided by p)", _effects(verdict["effects"])
         ),
-        *_section(f"Facts right, change in points with {level} interval (* beyond chance)", _facts(verdict["probes"])),
+        *_section(f"Facts right, change in points with {level} interval (* beyond chance)", _facts(probes)),
         *_section(
             f"Likelihood of facts, gain in nats per token with {level} interval (* beyond chance)",
-            _likelihoods(verdict["probes"]),
+            _likelihoods(probes),
         ),
         "",
         *textwrap.wrap(f"Gate: {'passed' if gate['passed'] else 'not passed'}. {gate['reason']}", WIDTH, break_on_hyphens=False),

@@ -30,7 +30,7 @@ from medschool import storage
 from medschool.artifact import Artifact, ArtifactFile, Output, upload_folder, write_file
 from medschool.board import Board
 from medschool.cluster.fit import trial_needs
-from medschool.errors import InputError, MedschoolError, PlanError, StageError, from_text
+from medschool.errors import InputError, MedschoolError, PlanError, StageError, cause_of
 from medschool.procedure import Phase, row_tokens, training
 from medschool.recipe import Recipe
 from medschool.recipe.schema import Training
@@ -325,12 +325,10 @@ def _card(course: Course) -> str:
 def _explained(error: TrainingFailedError, max_failures: int, name: str) -> MedschoolError:
     """The workers' own error where it has a remedy, else a StageError with the last line of what they raised."""
     for failure in getattr(error, "worker_failures", {}).values():
-        cause = getattr(failure, "_base_exc", failure)
-        if isinstance(cause, MedschoolError):
+        if cause := cause_of(getattr(failure, "_base_exc", failure)):
             return cause
-    wrapped = from_text(str(error))
-    if wrapped:
-        return wrapped
+    if cause := cause_of(error):
+        return cause
     last = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
     return StageError(
         f"training failed after {max_failures} restarts: {last.strip()}",
