@@ -1,6 +1,6 @@
 """Lines that processes of a job want the user to see, in order, wherever in the cluster they run.
 
-    worker, trial --put--> board (an actor on the driver's node) --take, every second--> the driver's output
+    worker, trial --put--> board (an actor on the driver's node) --take, three times a second--> the driver's output
 
 Ray's own copying of worker output to the driver is off: it mixes in every library's chatter.
 """
@@ -12,6 +12,8 @@ from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+POLL_S = 0.3
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,6 @@ class printing:
     def _loop(self) -> None:
         ended = False
         while not ended:
-            ended = self._ended.wait(1.0)
+            ended = self._ended.wait(POLL_S)
             for line in ray.get(self._actor.take.remote()):
                 self._say(line)
