@@ -69,8 +69,10 @@ def instructions(run: Run, stage: Stage, inputs: dict[str, Artifact], fingerprin
 def chats(run: Run, stage: Stage, inputs: dict[str, Artifact], fingerprint: str) -> Artifact:
     from medschool.instructions.on_ray import make_chats
 
-    source = inputs[stage.name.replace("chats/", "instructions/")]
-    return _commit(run, stage, inputs, fingerprint, lambda prefix: make_chats(run.recipe, source, inputs["tokenizer"], prefix))
+    source, held = inputs[stage.name.replace("chats/", "instructions/")], _below(inputs, "tokens")
+    return _commit(
+        run, stage, inputs, fingerprint, lambda prefix: make_chats(run.recipe, source, held, inputs["tokenizer"], prefix)
+    )
 
 
 def corpus(run: Run, stage: Stage, inputs: dict[str, Artifact], fingerprint: str) -> Artifact:

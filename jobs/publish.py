@@ -15,8 +15,8 @@ def publish(run: Run) -> str | None:
     First the verdict's numbers go to the MLflow runs of the study and its trials, so that MLflow says what the report says.
     """
     recipe, verdict = run.recipe, read_verdict(run.artifact("verdict"))
-    parent = open_study_run(recipe)
-    runs = {trial.name: open_trial_run(recipe, trial, parent) for trial in trials(recipe)}
+    parent = open_study_run(run)
+    runs = {trial.name: open_trial_run(run, trial, parent) for trial in trials(recipe)}
     for name, run_id in runs.items():
         track.close_run(run_id, "FINISHED", mlflow_metrics(verdict, name))
     track.close_run(parent, "FINISHED")

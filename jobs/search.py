@@ -6,16 +6,18 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+from jobs.makers import course_of
 from jobs.model import adopt
 from jobs.run import Run, main, quiet
 from jobs.study import open_trial_run
 from medschool import artifact, storage, track
 from medschool.ablate.on_ray import Tried, run_search
 from medschool.ablate.report import columns
+from medschool.artifact import digest_of
 from medschool.board import Board
 from medschool.cluster.fit import concurrent_trials
 from medschool.errors import RecipeError
-from medschool.procedure import Trial, recipe_digest, results_uri, trials
+from medschool.procedure import Trial, results_uri, trials
 from medschool.recipe import Recipe
 from medschool.recipe.dump import dump, with_values
 from medschool.recipe.schema import Search
@@ -32,21 +34,20 @@ def search(run: Run) -> None:
     adopt(run)
     run.make("corpus")
     run.make("tokens")
-    steps = _steps(run, children)
+    steps, fingerprints = _checked(run, children)
     check_cluster(run.recipe)
     at_once = min(len(settings), concurrent_trials(run.recipe.cluster, cluster_room()))
-    key = f"search:{recipe_digest(run.recipe)}"
-    parent = track.open_run(run.recipe.name, "search", key, {"trials": len(settings), "steps": steps})
+    key = digest_of(fingerprints)[:16]
+    parent = track.open_run(run.recipe.name, "search", f"search:{key}", {"trials": len(settings), "steps": steps})
     run.say(f"search: {len(settings)} trials of up to {steps} steps, {at_once} at once")
     do = partial(_try, run.recipe, run.store_uri, run.board, parent)
-    folder = storage.join(run.store_uri, "tune", f"search-{recipe_digest(run.recipe)}")
     try:
-        tried = run_search(spec, settings, steps, do, at_once, folder)
+        tried = run_search(spec, settings, steps, do, at_once, storage.join(run.store_uri, "tune", f"search-{key}"))
     except BaseException as error:
         track.close_run(parent, track.status_of(error))
         raise
-    for child, one in zip(children, tried, strict=True):
-        _settle(run, child, one, parent)
+    for child, one, fingerprint in zip(children, tried, fingerprints, strict=True):
+        _settle(run, child, one, fingerprint, parent)
     track.close_run(parent, "FINISHED")
     _tell(run, spec, tried, steps)
 
@@ -73,23 +74,33 @@ def _trial_of(recipe: Recipe, child: Recipe) -> Trial:
     return next(trial for trial in trials(child) if trial.variant == _spec(recipe).variant)
 
 
-def _steps(run: Run, children: list[Recipe]) -> int:
-    """Optimizer steps, which must be the same for all: they are compared step by step, on the same batches."""
-    from jobs.makers import course_of
+def _checked(run: Run, children: list[Recipe]) -> tuple[int, list[str]]:
+    """Optimizer steps of all trials, and the fingerprint of each one's training.
 
-    found = set()
+    Raises RecipeError unless the trials read the same rows in the same order for equally many steps, and no two are the same:
+    only then can they be compared step by step.
+    """
+    spec, lengths, orders, fingerprints = _spec(run.recipe), set(), set(), []
     for child in children:
         inside = Run(child, run.store_uri, run.board)
         stage = inside.stages[f"pretrain/{_trial_of(run.recipe, child).name}"]
+        if any(inside.find(name) is None for name in stage.inputs.values()):
+            raise RecipeError("changes the rows that are trained on", "search over keys of the training alone", "search.over")
         inputs = {role: inside.artifact(name) for role, name in stage.inputs.items()}
-        found.add(course_of(inside, stage, inputs, "", "")[0].steps)
-    if len(found) > 1:
-        raise RecipeError(
-            f"the settings train for different numbers of steps ({', '.join(map(str, sorted(found)))})",
-            "search over keys that leave the length and the batch alone",
-            "search.over",
-        )
-    return found.pop()
+        course = course_of(inside, stage, inputs, "", "")[0]
+        lengths.add(course.steps)
+        orders.add(repr([course.order, {role: made.digest for role, made in inputs.items()}]))
+        fingerprints.append(fingerprint_in(stage, inputs, []))
+    steps = max(lengths)
+    for wrong, problem, remedy in (
+        (len(lengths) > 1 or len(orders) > 1, "the settings differ in length, batches or mixture", "search over other keys"),
+        (len(set(fingerprints)) < len(children), "two settings train the same", "search over keys of the training"),
+        (spec.grace_steps > steps, f"grace_steps is {spec.grace_steps}, a trial has {steps}", "lower search.grace_steps"),
+        (steps % spec.report_every_steps > 0, f"{steps} steps are no multiple of report_every_steps", "change one of them"),
+    ):
+        if wrong:
+            raise RecipeError(problem, remedy, "search")
+    return steps, fingerprints
 
 
 def _try(recipe: Recipe, store_uri: str, board: Board, parent: str | None, values: dict[str, Any]) -> None:
@@ -98,12 +109,16 @@ def _try(recipe: Recipe, store_uri: str, board: Board, parent: str | None, value
 
     quiet()
     spec, child = _spec(recipe), child_of(recipe, values)
-    name = f"pretrain/{_trial_of(recipe, child).name}"
-    board = board.within(f"{_words(values)}  ")
-    mlflow_run = open_trial_run(child, _trial_of(recipe, child), parent)
-    run = Run(child, store_uri, board, mlflow_run, spec.report_every_steps)
+    trial = _trial_of(recipe, child)
+    run = Run(child, store_uri, board.within(f"{_words(values)}  "), report_every_steps=spec.report_every_steps)
+    run.mlflow_run = open_trial_run(run, trial, parent, values)
+    name = f"pretrain/{trial.name}"
     known = run.find(name)
-    run.make_one(name)
+    try:
+        run.make_one(name)
+    except BaseException as error:
+        track.close_run(run.mlflow_run, track.status_of(error))
+        raise
     losses = [point["loss"] for point in read_journal(storage.read_bytes(run.artifact(name).uri(JOURNAL)))]
     for step, loss in windows(losses, spec.report_every_steps):
         if known is not None or step == len(losses):
@@ -116,16 +131,14 @@ def windows(losses: list[float], every: int) -> list[tuple[int, float]]:
     return [(end, sum(losses[start:end]) / (end - start)) for start, end in zip([0, *ends], ends, strict=False)]
 
 
-def _settle(run: Run, child: Recipe, one: Tried, parent: str | None) -> None:
-    """Close the trial's MLflow run, and delete the training state of one that was stopped early."""
+def _settle(run: Run, child: Recipe, one: Tried, fingerprint: str, parent: str | None) -> None:
+    """Close the trial's MLflow run, and delete what one that was stopped early left behind; never a finished training."""
     inside = Run(child, run.store_uri, run.board)
-    trial = _trial_of(run.recipe, child)
     status = "KILLED" if one.stopped else "FINISHED"
-    track.close_run(open_trial_run(child, trial, parent), status, {"search_loss": one.losses[one.steps]})
-    stage = inside.stages[f"pretrain/{trial.name}"]
-    inputs = {role: inside.artifact(name) for role, name in stage.inputs.items()}
-    if one.stopped:
-        storage.delete_prefix(artifact.stage_uri(run.store_uri, stage.identity, fingerprint_in(stage, inputs, [])))
+    mlflow_run = open_trial_run(inside, _trial_of(run.recipe, child), parent, one.values)
+    track.close_run(mlflow_run, status, {"search_loss": one.losses[one.steps]})
+    if one.stopped and artifact.find(run.store_uri, "pretrain", fingerprint) is None:
+        storage.delete_prefix(artifact.stage_uri(run.store_uri, "pretrain", fingerprint))
 
 
 def _tell(run: Run, spec: Search, tried: list[Tried], steps: int) -> None:
@@ -144,6 +157,7 @@ def _tell(run: Run, spec: Search, tried: list[Tried], steps: int) -> None:
     )
     storage.write_bytes(storage.join(folder, "best.yaml"), (header + dump(child)).encode())
     found = {"trials": [asdict(one) for one in tried], "best": best.values, "steps": steps}
+    run.say("best.yaml is a recipe: copy it to recipes/ to run it")
     storage.write_bytes(storage.join(folder, "search.json"), json.dumps(found, indent=1).encode())
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from jobs.run import Run, main, quiet
 from medschool import track
 from medschool.ablate.on_ray import Trials, run_study
+from medschool.artifact import digest_of
 from medschool.board import Board
 from medschool.cluster.fit import concurrent_trials
 from medschool.procedure import PHASES, Trial, phase_weights, recipe_digest, trials
 from medschool.recipe import Recipe
+from medschool.stage import TRIAL_KINDS
 
 
 def study(run: Run) -> None:
@@ -19,6 +22,7 @@ def study(run: Run) -> None:
 
     everyone = trials(run.recipe)
     todo = [trial for trial in everyone if any(run.find(name) is None for name in stages_of(run.recipe, trial))]
+    missing = {name for trial in todo for name in stages_of(run.recipe, trial) if run.find(name) is None}
     for trial in everyone:
         if trial not in todo:
             for name in stages_of(run.recipe, trial):
@@ -27,7 +31,7 @@ def study(run: Run) -> None:
         return
     check_cluster(run.recipe)
     at_once = min(len(todo), concurrent_trials(run.recipe.cluster, cluster_room()))
-    parent = open_study_run(run.recipe)
+    parent = open_study_run(run)
     names = [trial.name for trial in todo]
     run.say(f"study: {len(todo)} of {len(everyone)} trials to run, {at_once} at once: {', '.join(names)}")
     do = partial(_trial, run.recipe, run.store_uri, run.board, parent)
@@ -37,7 +41,7 @@ def study(run: Run) -> None:
         track.close_run(parent, track.status_of(error))
         raise
     track.close_run(parent, "FINISHED")
-    run.made |= {name for trial in todo for name in stages_of(run.recipe, trial)}
+    run.made |= missing
 
 
 def stages_of(recipe: Recipe, trial: Trial) -> list[str]:
@@ -50,13 +54,13 @@ def _trial(recipe: Recipe, store_uri: str, board: Board, parent: str | None, nam
     """What the process of one trial does."""
     quiet()
     trial = next(trial for trial in trials(recipe) if trial.name == name)
-    mlflow_run = open_trial_run(recipe, trial, parent)
-    run = Run(recipe, store_uri, board, mlflow_run)
+    run = Run(recipe, store_uri, board)
+    run.mlflow_run = mlflow_run = open_trial_run(run, trial, parent)
     try:
         for stage in stages_of(recipe, trial):
-            maker = maker_of(recipe, stage)
-            if maker != name:
-                others.wait_for(partial(_is_there, run, stage), maker)
+            for maker in makers_of(recipe, stage):  # the first of them that is alive makes it, one at a time
+                if maker == name or others.wait_for(partial(_is_there, run, stage), maker):
+                    break
             run.make_one(stage)
     except BaseException as error:
         track.close_run(mlflow_run, track.status_of(error))
@@ -68,29 +72,42 @@ def _is_there(run: Run, stage: str) -> bool:
     return run.find(stage) is not None
 
 
-def open_study_run(recipe: Recipe) -> str | None:
+def open_study_run(run: Run) -> str | None:
     """The MLflow run of the whole study, found again or begun; those of its trials lie below it."""
-    return track.open_run(recipe.name, "study", f"study:{recipe_digest(recipe)}", {"trials": len(trials(recipe))})
+    everyone = trials(run.recipe)
+    return track.open_run(run.recipe.name, "study", f"study:{_data(run, everyone)}", {"trials": len(everyone)})
 
 
-def open_trial_run(recipe: Recipe, trial: Trial, parent: str | None) -> str | None:
-    """The MLflow run of a trial, found again or begun."""
-    variant = recipe.variants[trial.variant]
-    params = {
+def open_trial_run(run: Run, trial: Trial, parent: str | None, params: dict[str, Any] | None = None) -> str | None:
+    """The MLflow run of a trial, found again or begun; another one once the recipe or what it reads has changed."""
+    variant = run.recipe.variants[trial.variant]
+    said = {
         "variant": trial.variant,
         "seed": trial.seed,
         "weights": variant.weights,
         "instructions": variant.instructions,
-        "pretrain_lr": recipe.pretrain.optimizer.lr,
+        **(params or {}),
     }
-    return track.open_run(recipe.name, trial.name, f"trial:{recipe_digest(recipe)}:{trial.name}", params, parent)
+    return track.open_run(run.recipe.name, trial.name, f"trial:{trial.name}:{_data(run, (trial,))}", said, parent)
 
 
-def maker_of(recipe: Recipe, stage: str) -> str:
-    """The first trial, in the recipe's order, whose stage of this kind says the same: it makes what they share."""
+def _data(run: Run, some: tuple[Trial, ...]) -> str:
+    """Digest of the recipe, and of everything that the trials read and do not make themselves."""
+    read = {
+        name: run.artifact(name).digest
+        for trial in some
+        for stage in stages_of(run.recipe, trial)
+        for name in run.stages[stage].inputs.values()
+        if run.stages[name].kind not in TRIAL_KINDS
+    }
+    return digest_of([recipe_digest(run.recipe), read])
+
+
+def makers_of(recipe: Recipe, stage: str) -> list[str]:
+    """Trials, in the recipe's order, whose stage of this kind says the same: the first one makes what they share."""
     kind, name = stage.split("/")
     said = {trial.name: _said(recipe, kind, trial) for trial in trials(recipe)}
-    return next(other for other in said if said[other] == said[name])
+    return [other for other in said if said[other] == said[name]]
 
 
 def _said(recipe: Recipe, kind: str, trial: Trial) -> list[object]:

@@ -12,9 +12,9 @@ def whole_run(run: Run) -> None:
     adopt(run)  # base model -> verified weights and tokenizer
     run.make("exams")  # questions -> checked, distinct items that are never trained on
     run.make("instructions")  # questions, abstracts, graphs -> conversations, without what an exam asks
-    run.make("chats")  # conversations -> packed rows, of which the answers are trained
     run.make("corpus")  # raw text -> cleaned, licensed, distinct documents
     run.make("tokens")  # documents -> packed, shuffled rows, and held-out documents
+    run.make("chats")  # conversations, none about a held-out document -> packed rows, of which the answers are trained
     run.make("probes")  # rows that will be trained on -> facts to ask about, and twins
     study(run)  # each variant: knowledge injection, instruction tuning, measured on every item
     run.make("verdict")  # all items of all variants -> differences with intervals, and the gate

@@ -188,7 +188,7 @@ def make(
         "inputs": dict(inputs),
         "seconds": round(time.monotonic() - start, 3),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {name: metadata.version(name) for name in RECORDED_VERSIONS if _installed(name)},
+        "versions": versions(),
     }
     uri = manifest_uri_of(store_uri, stage, fingerprint)
     storage.put_if_absent(uri, json.dumps(manifest, indent=1).encode())
@@ -209,6 +209,11 @@ def _check_sizes(prefix_uri: str, files: tuple[ArtifactFile, ...]) -> None:
                 "run again; if it recurs check the store's disk",
                 uri,
             )
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that decide what a stage writes, as installed here."""
+    return {name: metadata.version(name) for name in RECORDED_VERSIONS if _installed(name)}
 
 
 def _installed(name: str) -> bool:

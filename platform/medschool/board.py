@@ -32,6 +32,11 @@ class Board:
         return replace(self, before=self.before + before)
 
 
+def this_node() -> NodeAffinitySchedulingStrategy:
+    """For actors that must live as long as the job: not on a node that may vanish."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
 @ray.remote(num_cpus=0)
 class _Lines:
     def __init__(self) -> None:
@@ -53,10 +58,7 @@ class printing:
         self._thread = threading.Thread(target=self._loop, daemon=True)
 
     def __enter__(self) -> Board:
-        here = NodeAffinitySchedulingStrategy(
-            ray.get_runtime_context().get_node_id(), soft=False
-        )  # not on a node that may vanish
-        self._actor = _Lines.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+        self._actor = _Lines.options(scheduling_strategy=this_node()).remote()  # type: ignore[attr-defined]
         self._thread.start()
         return Board(self._actor)
 

@@ -155,7 +155,7 @@ def submit(
         print(f"follow it with: ray job logs -f {identity}")
         return
     code = ray_jobs.follow(identity, _say)
-    if code == 0 and job in ("whole_run", "report", "search"):
+    if job in ("whole_run", "report", "search"):  # a gate that does not pass ends a run with an error and a report
         _bring_home(checked)
     if code == 0 and job == "whole_run":
         for line in next_steps(served=checked.serve is not None):

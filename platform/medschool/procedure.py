@@ -9,7 +9,8 @@
 
 A trial is one variant under one training seed. `plan`, the jobs and the tests read this list; nothing else knows the order. A
 section enters whole: a new key is part of the fingerprint unless it is dropped here by name, so forgetting one can cost a rerun
-but never a stale result.
+but never a stale result. Two stages name what they take instead, because most of those sections is not theirs: `probes` of the
+training, `evaluate` of the section of its name.
 """
 
 from collections.abc import Iterable
@@ -58,6 +59,7 @@ def stages(recipe: Recipe) -> tuple[Stage, ...]:
         *_exams(recipe),
         *_instructions(recipe),
         *_texts(recipe),
+        *_chats(recipe),
         *_probes(recipe),
     ]
     for trial in trials(recipe):
@@ -87,12 +89,20 @@ def _instructions(recipe: Recipe) -> list[Stage]:
     made = []
     for name, spec in recipe.instructions.items():
         text = {"set": {"name": name, **_json(spec), "licences": sorted(spec.licences)}, "seed": recipe.seed}
-        made.append(Stage(f"instructions/{name}", text, exams, tuple(files.uri for files in spec.files)))
-    if recipe.chats is not None:
-        for name in recipe.instructions:
-            rows = {"chats": _json(recipe.chats), "seed": recipe.seed}
-            made.append(Stage(f"chats/{name}", rows, _same([f"instructions/{name}", "tokenizer"])))
+        made.append(Stage(f"instructions/{name}", text, exams, tuple(files.uri for files in spec.files), version=2))
     return made
+
+
+def _chats(recipe: Recipe) -> list[Stage]:
+    """Rows of conversations; the held-out documents are an input, because what is made from them is left out."""
+    if recipe.chats is None:
+        return []
+    rows = {"chats": _json(recipe.chats), "seed": recipe.seed}
+    heldout = [f"tokens/{name}" for name in recipe.sources]
+    return [
+        Stage(f"chats/{name}", rows, _same([f"instructions/{name}", "tokenizer", *heldout]), version=2)
+        for name in recipe.instructions
+    ]
 
 
 def _texts(recipe: Recipe) -> list[Stage]:

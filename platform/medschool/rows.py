@@ -70,6 +70,8 @@ class Conversation:
     licence: str
     uri: str
     """The raw file it came from."""
+    document: str = ""
+    """Id of the document of a corpus that it was made from, if any: one that is held out is not talked about either."""
 
 
 CONVERSATION_SCHEMA = pa.schema(
@@ -80,6 +82,7 @@ CONVERSATION_SCHEMA = pa.schema(
         ("messages", pa.list_(pa.struct([("role", pa.string()), ("content", pa.large_string())]))),
         ("licence", pa.string()),
         ("uri", pa.string()),
+        ("document", pa.string()),
     ]
 )
 

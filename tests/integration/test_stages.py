@@ -28,6 +28,7 @@ from medschool.recipe import load
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 LINES: list[str] = []
+STAGES = ("model", "tokenizer", "exams", "instructions", "corpus", "tokens", "chats", "probes")
 BOARD: Board
 
 
@@ -54,7 +55,7 @@ def said() -> list[str]:
 @pytest.fixture(scope="module")
 def tokenized(tiny_store: Path, board: None) -> Run:
     run = run_of(tiny_store)
-    for kind in ("model", "tokenizer", "exams", "instructions", "chats", "corpus", "tokens", "probes"):
+    for kind in STAGES:
         run.make(kind)
     return run
 
@@ -94,7 +95,7 @@ def test_a_second_run_makes_the_same_bytes(tokenized: Run, tmp_path: Path) -> No
 
     write_raw(tmp_path)
     again = run_of(tmp_path)
-    for kind in ("model", "tokenizer", "exams", "instructions", "chats", "corpus", "tokens", "probes"):
+    for kind in STAGES:
         again.make(kind)
     same = (
         "corpus/papers",
@@ -147,7 +148,7 @@ def test_a_corrupt_file_is_named_and_nothing_is_finished(tiny_store: Path, tmp_p
 def test_conversations_that_hold_an_exam_item_are_removed_and_counted(tokenized: Run) -> None:
     exam, made = tokenized.artifact("exams/clinical"), tokenized.artifact("instructions/questions")
     assert exam.facts["items"] == 48 and exam.facts["dropped"] == {"malformed": 2, "duplicate": 1}
-    assert made.facts["overlap"] == {"exam_items": 48, "checked": made.facts["made"], "removed": 2}
+    assert made.facts["overlap"] == {"exam_items": 48, "checked": 82, "removed": 2}
     dropped = [row for row in documents(made, "dropped").to_pylist() if row["step"] == "exam"]
     assert len(dropped) == 2 and all("of exam item anatomy:4" in row["reason"] for row in dropped)
     stems = {item["question"] for item in pq.read_table(exam.uri("items.parquet")).to_pylist()}
@@ -184,6 +185,18 @@ def test_rows_of_conversations_train_the_answers_alone(tokenized: Run) -> None:
                     if id_:
                         found[id_] = tokenizer.decode(spoken, clean_up_tokenization_spaces=False)
     assert found == {id_: answer + "<|im_end|>" for id_, answer in answers.items()}
+
+
+def test_no_conversation_is_made_from_a_held_out_document(tokenized: Run) -> None:
+    held = set(pa.ipc.open_file(tokenized.artifact("tokens/books").uri("heldout.arrow")).read_all().column("id").to_pylist())
+    made, source = tokenized.artifact("chats/graph"), tokenized.artifact("instructions/graph")
+    about = {row["id"]: row["document"] for row in documents(source, "conversations").to_pylist()}
+    left_out = {id_ for id_, document in about.items() if document in held}
+    assert held and left_out and made.facts["dropped"]["heldout"] == len(left_out)
+    shards = [pa.ipc.open_file(made.uri(file.path)).read_all() for file in made.files if file.path.startswith("shards/")]
+    trained = {id_ for shard in shards for ids in shard.column("doc_ids").to_pylist() for id_ in ids if id_}
+    assert trained == set(about) - left_out
+    assert {row["id"] for row in documents(made, "dropped").to_pylist() if row["step"] == "heldout"} == left_out
 
 
 def test_probes_ask_about_rows_that_are_trained_on_and_twins_about_none(tokenized: Run) -> None:

@@ -125,7 +125,9 @@ def test_which_variants_are_compared() -> None:
 def test_the_verdict_has_every_measure_of_every_comparison(tmp_path: Path) -> None:
     verdict = verdict_of(tmp_path, recipe_with(), trials())
     assert verdict["confidence"] == 0.95
-    assert len(verdict["effects"]) == 6 * 4 and len(verdict["probes"]) == 6
+    assert len(verdict["effects"]) == 6 * 4
+    compared = [(probe["variant"], probe["reference"]) for probe in verdict["probes"]]
+    assert len(compared) == 5 and ("instructed", "knowledge") not in compared  # knowledge has read these facts too
     papers = effect(verdict, "knowledge", "control", "papers")
     assert (papers["measure"], papers["n"], papers["word"], papers["p"]) == ("perplexity", 24, "helped", None)
     exam = effect(verdict, "instructed", "control", "clinical")

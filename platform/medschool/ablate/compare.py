@@ -69,6 +69,7 @@ def make_verdict(recipe: Recipe, trials: list[Scored], prefix_uri: str) -> Outpu
         found
         for names, sides in pairs.items()
         for found in probe_effects(*names, {seed: (a.probes, b.probes) for seed, (a, b) in sides.items()}, how)
+        if found["kind"].split("/", 1)[1] not in (recipe.variants[names[1]].weights or {})  # else both have read these facts
     ]
     scores = [_trial(recipe, trial) for trial in trials]
     gate = gate_result(recipe.gate, effects, scores)

@@ -6,13 +6,12 @@ So a report can be made again from the store, by another process, without runnin
 import os
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from importlib import metadata
 
 from medschool import storage
 from medschool.ablate.compare import read_verdict
 from medschool.ablate.page import Cost, Curve, Mixture, Report
 from medschool.ablate.report import Spent
-from medschool.artifact import RECORDED_VERSIONS, Artifact
+from medschool.artifact import Artifact, versions
 from medschool.procedure import PHASES, Phase, phase_weights, recipe_digest, row_tokens, stages, trials
 from medschool.recipe import Recipe
 from medschool.recipe.dump import dump
@@ -44,7 +43,7 @@ def gather(recipe: Recipe, find: Find, planned_tokens: Mapping[str, int | None],
         budget_minutes=recipe.budget.minutes if recipe.budget else None,
         dropped={name: made.facts["dropped"] for name in names if (made := find(name)).facts.get("dropped") and "/" in name},
         overlap={name: _overlap(find(f"instructions/{name}")) for name in recipe.instructions if recipe.exams},
-        versions={name: metadata.version(name) for name in RECORDED_VERSIONS},
+        versions=versions(),
         spent=spent(recipe, find),
     )
 

@@ -20,6 +20,7 @@ from typing import Any
 import ray
 
 from medschool import storage
+from medschool.board import this_node
 from medschool.errors import MedschoolError, StageError, cause_of
 from medschool.recipe.schema import Search
 
@@ -62,7 +63,7 @@ def run_study(names: Sequence[str], do: Do, at_once: int, store_uri: str) -> Non
     """`do` every trial. Raises the error of the first one that failed, naming all of them, once all others have ended."""
     from ray import tune
 
-    ended = _Ended.remote()  # type: ignore[attr-defined]
+    ended = _Ended.options(scheduling_strategy=this_node()).remote()  # type: ignore[attr-defined]
 
     def trial(config: dict[str, Any]) -> dict[str, Any]:
         do(config["trial"], Trials(ended))
@@ -76,9 +77,10 @@ def run_study(names: Sequence[str], do: Do, at_once: int, store_uri: str) -> Non
         tune_config=tune.TuneConfig(max_concurrent_trials=at_once, reuse_actors=False, trial_dirname_creator=_dirname),
         run_config=_run_config(name, folder, [_end_callback(ended)]),
     )
-    results = tuner.fit()
-    failed = {result.config["trial"]: result.error for result in results if result.error}
-    storage.delete_prefix(storage.join(folder, name))
+    try:
+        failed = {result.config["trial"]: result.error for result in tuner.fit() if result.error}
+    finally:
+        storage.delete_prefix(storage.join(folder, name))
     if failed:
         raise _failure(failed)
 

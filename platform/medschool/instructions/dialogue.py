@@ -71,4 +71,5 @@ def _conversation(code: _Code, unique: bool, uri: str, name: str, seed: int) -> 
     answer = f"{code.code} stands for {sentence(code.title)}"
     if phrases is FROM_CODE and code.included:
         answer += f" It includes: {sentence('; '.join(code.included))}"
-    return Conversation(key, name, "conversation", (Message("user", question), Message("assistant", answer)), LICENCE, uri)
+    messages = (Message("user", question), Message("assistant", answer))
+    return Conversation(key, name, "conversation", messages, LICENCE, uri, document=key.partition(".")[0])

@@ -69,4 +69,5 @@ def _relations(term: Term, names: dict[str, str], uri: str, name: str, seed: int
 
 
 def _conversation(key: str, user: str, assistant: str, uri: str, name: str) -> Conversation:
-    return Conversation(key, name, "graph", (Message("user", user), Message("assistant", assistant)), LICENCE, uri)
+    messages = (Message("user", user), Message("assistant", assistant))
+    return Conversation(key, name, "graph", messages, LICENCE, uri, document=":".join(key.split(":")[:2]))

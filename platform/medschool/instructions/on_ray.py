@@ -31,7 +31,7 @@ from medschool.instructions.template import ChatTemplate
 from medschool.recipe import Recipe
 from medschool.rows import CONVERSATION_SCHEMA, DROPPED_SCHEMA, Conversation, Dropped, Message, table
 from medschool.seed import seed_of
-from medschool.tokens.on_ray import store_shards
+from medschool.tokens.on_ray import heldout_rows, store_shards
 from medschool.tokens.pack import Rows, pack_whole
 from medschool.tokens.shards import INDEX, Index, index_bytes
 
@@ -64,7 +64,12 @@ def make_instructions(recipe: Recipe, name: str, exams: Iterable[Artifact], stor
     done = _each(_choose(parts, spec.conversations), _keep, {"prefix_uri": prefix_uri})
     storage.delete_prefix(storage.join(prefix_uri, READ))
     facts = _facts(done)
-    facts["overlap"] = {"exam_items": len(items), "checked": facts["made"], "removed": facts["dropped"].get("exam", 0)}
+    unchecked = sum(count for step, count in facts["dropped"].items() if step not in ("exam", "duplicate"))
+    facts["overlap"] = {
+        "exam_items": len(items),
+        "checked": facts["made"] - unchecked,
+        "removed": facts["dropped"].get("exam", 0),
+    }
     if not facts["conversations"]:
         raise StageError(
             f"no conversation of {facts['made']} is left ({facts['dropped']})",
@@ -199,21 +204,27 @@ def _total(parts: list[dict[str, Any]], key: str) -> dict[str, int]:
 # ---- conversations to rows ----------------------------------------------------------------------------------------------------
 
 
-def make_chats(recipe: Recipe, instructions: Artifact, tokenizer: Artifact, prefix_uri: str) -> Output:
-    """Encode, pack, shuffle and store the conversations of one set. Raises StageError when none is short enough."""
+def make_chats(
+    recipe: Recipe, instructions: Artifact, tokens: dict[str, Artifact], tokenizer: Artifact, prefix_uri: str
+) -> Output:
+    """Encode, pack, shuffle and store the conversations of one set, without those made from a held-out document of `tokens`.
+
+    Raises StageError when none is short enough.
+    """
     spec = recipe.chats
     assert spec is not None
     tool = ChatTemplate(local_copy(tokenizer))
     uris = [instructions.uri(file.path) for file in instructions.files if file.path.startswith("conversations/")]
     jobs = [{"part": part, "uri": uri} for part, uri in enumerate(uris)]
-    settings = {"tokenizer": tokenizer, "row_tokens": spec.row_tokens, "prefix_uri": prefix_uri}
+    held = frozenset(id_ for made in tokens.values() for id_ in heldout_rows(made).column("id").to_pylist())
+    settings = {"tokenizer": tokenizer, "held": ray.put(held), "row_tokens": spec.row_tokens, "prefix_uri": prefix_uri}
     parts = _each(jobs, _encode_part, settings)
-    tokens, kept = sum(part["tokens"] for part in parts), sum(part["conversations"] for part in parts)
+    size, kept = sum(part["tokens"] for part in parts), sum(part["conversations"] for part in parts)
     if not kept:
         raise StageError(f"no conversation fits into {spec.row_tokens} tokens", "raise chats.row_tokens", instructions.stage)
     encoded = [storage.join(prefix_uri, ENCODED, f"{part['part']:05}.parquet") for part in parts]
     packer = partial(_pack_part, row_tokens=spec.row_tokens, padding_id=tool.eos_id, dtype=tool.dtype.name)
-    shards = max(1, round(tokens / spec.row_tokens / spec.rows_per_shard))
+    shards = max(1, round(size / spec.row_tokens / spec.rows_per_shard))
     stored = store_shards(encoded, packer, shards, recipe.seed, prefix_uri)
     storage.delete_prefix(storage.join(prefix_uri, ENCODED))
     index = Index(
@@ -229,11 +240,11 @@ def make_chats(recipe: Recipe, instructions: Artifact, tokenizer: Artifact, pref
     files = (*stored.files, *(ArtifactFile(**part["file"]) for part in parts), write_file(prefix_uri, INDEX, index_bytes(index)))
     facts = {
         "rows": index.rows,
-        "tokens": tokens,
+        "tokens": size,
         "trained_tokens": sum(part["trained"] for part in parts),
-        "padding_tokens": index.tokens - tokens,
+        "padding_tokens": index.tokens - size,
         "conversations": kept,
-        "dropped": {"too_long": sum(part["too_long"] for part in parts)},
+        "dropped": {step: sum(part["dropped"][step] for part in parts) for step in ("heldout", "too_long")},
         "shards": len(stored.shards),
     }
     return Output(files, facts)
@@ -244,19 +255,25 @@ def _template(folder: str) -> ChatTemplate:
     return ChatTemplate(Path(folder))
 
 
-def _encode_part(job: dict[str, Any], tokenizer: Artifact, row_tokens: int, prefix_uri: str) -> dict[str, Any]:
+def _encode_part(
+    job: dict[str, Any], tokenizer: Artifact, held: ray.ObjectRef, row_tokens: int, prefix_uri: str
+) -> dict[str, Any]:
     """The conversations of one part as token ids and masks; those longer than a row are dropped, never cut."""
-    template = _template(str(local_copy(tokenizer)))
+    template, held_ids = _template(str(local_copy(tokenizer))), ray.get(held)
     ids, encoded, dropped = [], [], []
     for row in storage.read_parquet(str(job["uri"])).to_pylist():
         messages = tuple(Message(**message) for message in row["messages"])
         tokens, trained = template.conversation(messages)
-        if len(tokens) > row_tokens:
-            reason = f"{len(tokens)} tokens, a row has {row_tokens}"
-            dropped.append(Dropped(row["id"], row["source"], "too_long", reason, messages[0].content[:SAMPLE_CHARS], row["uri"]))
-            continue
-        ids.append(row["id"])
-        encoded.append((tokens, trained))
+        for step, reason, found in (
+            ("heldout", f"is made from {row['document']}, which is held out", row["document"] in held_ids),
+            ("too_long", f"{len(tokens)} tokens, a row has {row_tokens}", len(tokens) > row_tokens),
+        ):
+            if found:
+                dropped.append(Dropped(row["id"], row["source"], step, reason, messages[0].content[:SAMPLE_CHARS], row["uri"]))
+                break
+        else:
+            ids.append(row["id"])
+            encoded.append((tokens, trained))
     name = f"{job['part']:05}.parquet"
     columns = {"id": ids, "tokens": [tokens.tolist() for tokens, _ in encoded], "trained": [mask.tolist() for _, mask in encoded]}
     schema = pa.schema([("id", pa.string()), ("tokens", pa.list_(pa.uint32())), ("trained", pa.list_(pa.bool_()))])
@@ -266,7 +283,7 @@ def _encode_part(job: dict[str, Any], tokenizer: Artifact, row_tokens: int, pref
         "conversations": len(ids),
         "tokens": sum(len(tokens) for tokens, _ in encoded),
         "trained": sum(int(mask.sum()) for _, mask in encoded),
-        "too_long": len(dropped),
+        "dropped": {step: sum(row.step == step for row in dropped) for step in ("heldout", "too_long")},
         "file": vars(write_parquet(prefix_uri, f"dropped/{name}", table(dropped, DROPPED_SCHEMA))),
     }
 

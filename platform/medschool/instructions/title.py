@@ -84,4 +84,4 @@ def _drawn(phrases: tuple[str, ...], seed: int, record: str) -> str:
 
 def _conversation(record: Document, variant: str, user: str, assistant: str) -> Conversation:
     messages = (Message("user", user), Message("assistant", assistant))
-    return Conversation(f"{record.id}:{variant}", record.source, "conversation", messages, record.licence, record.uri)
+    return Conversation(f"{record.id}:{variant}", record.source, "conversation", messages, record.licence, record.uri, record.id)

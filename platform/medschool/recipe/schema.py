@@ -1,7 +1,7 @@
 """What a recipe may say: types, units, ranges, and what must fit together.
 
 What defines the science (sources, weights, base model, lengths, learning rate) has no default. Defaults exist for mechanics only.
-Every section is hashed whole into the fingerprints of the stages that read it (medschool.stage); `name` and `cluster` never are.
+Every section is hashed into the fingerprints of the stages that read it (medschool.procedure); `name` and `cluster` never are.
 """
 
 from collections.abc import Mapping
@@ -137,7 +137,7 @@ class Training(Section):
     optimizer: Optimizer
 
 
-Weights = dict[Name, Annotated[int, Field(gt=0)]]
+Weights = Annotated[dict[Name, Annotated[int, Field(gt=0)]], Field(min_length=1)]
 """Parts of each source or set in every batch, by name: `{books: 15, papers: 4, general: 1}`. Order means nothing."""
 
 
@@ -189,7 +189,7 @@ class Probes(Section):
     """Facts as a choice between endings: those that the first candidate of the gate was trained on, and twins that nobody saw."""
 
     items: Positive
-    """Facts of each kind, and as many twins, at most."""
+    """Facts of each kind and training seed, and as many twins, at most."""
     candidates: Annotated[int, Field(ge=2, le=26)] = 4
     """Endings to choose from, the true one included."""
 
@@ -210,7 +210,7 @@ class Gate(Section):
     candidates: Annotated[tuple[Name, ...], Field(min_length=1)]
     """Variants in order of preference: the first one that passes is registered."""
     control: Name
-    """Variant with the same number of training tokens that they are compared with."""
+    """Variant they are compared with: trained on as many tokens as their knowledge injection has."""
     improves: Annotated[tuple[Name, ...], Field(min_length=1)]
     """Sources whose held-out perplexity must fall against the control, with the interval below zero."""
     keeps: tuple[Name, ...] = ()
@@ -305,15 +305,18 @@ class Recipe(Section):
                 _known(f"variants.{name}.weights", source, self.sources)
             for source in variant.instructions or {}:
                 _known(f"variants.{name}.instructions", source, self.instructions)
-            if variant.instructions and (self.chats is None or self.instruct is None):
+            if variant.instructions is not None and (self.chats is None or self.instruct is None):
                 raise ValueError(f"variants.{name}.instructions: needs the sections `chats` and `instruct`")
         self._check_length("pretrain", self.pretrain, [variant.weights for variant in self.variants.values()], self.sources)
         if self.instruct is not None:
             tuned = [variant.instructions for variant in self.variants.values()]
             self._check_length("instruct", self.instruct, tuned, self.instructions)
         self._check_gate()
-        if self.probes is not None and self.gate is None:
-            raise ValueError("probes: need a `gate`, whose first candidate's training text they are made from")
+        if self.probes is not None and (self.gate is None or self.variants[self.gate.candidates[0]].weights is None):
+            raise ValueError("probes: need a `gate` whose first candidate has weights; they are made from its training text")
+        for name, exam in self.exams.items():
+            if exam.items is not None and exam.generated_items > exam.items:
+                raise ValueError(f"exams.{name}.generated_items: is {exam.generated_items}, the sample has {exam.items} items")
         if self.serve is not None and self.gate is None:
             raise ValueError("serve: needs a `gate`, which decides the variant that is registered and served")
         if self.search is not None:

@@ -119,11 +119,14 @@ def check_cluster(recipe: Recipe) -> None:
     spec, room = recipe.cluster, cluster_room()
     for name, need in trial_needs(spec).items():
         if room[name] < need:
+            scored = name == "CPU" and spec.score_workers > spec.num_workers * spec.cpus_per_worker
+            key, count = ("score_workers", spec.score_workers) if scored else ("num_workers", spec.num_workers)
             spare = f" and {spec.data_cpus} CPUs for Ray Data" if name == "CPU" else ""
             raise PlanError(
-                f"{spec.num_workers} workers{spare} need {need:g} logical {name}s, the cluster has at most {room[name]:g}",
-                f"lower cluster.num_workers, or add nodes (on one machine: `medschool up --num-cpus {need:g}`)",
-                "cluster.num_workers",
+                f"{count} {'scorers' if scored else 'workers'}{spare} need {need:g} logical {name}s, "
+                f"the cluster has at most {room[name]:g}",
+                f"lower cluster.{key}, or add nodes (on one machine: `medschool up --num-cpus {need:g}`)",
+                f"cluster.{key}",
             )
 
 
@@ -206,7 +209,7 @@ def _steps(
 ) -> dict[str, Any] | None:
     """Train from `start` to the end, saving state on the way; rank 0 returns what the driver records."""
     every, told = course.recipe.cluster.checkpoint_every_steps, course.report_every_steps
-    losses: list[float] = []
+    losses = _since_report(scratch, start.step, told) if told else []
     with Journal(scratch / JOURNAL, course.mlflow_run if rank == 0 else None, f"{course.phase}/") as journal:
 
         def after_step(step: Step) -> None:
@@ -233,6 +236,13 @@ def _steps(
             f"{reached} of {course.steps} steps were trained", "the data feed ended early: see the log", course.trial
         )
     return _export(engine, course, rank, scratch)
+
+
+def _since_report(scratch: Path, step: int, every: int) -> list[float]:
+    """Losses of a resumed run's steps that no report has told yet."""
+    journal = scratch / JOURNAL
+    told = step // every * every
+    return [point["loss"] for point in read_journal(journal.read_bytes()) if point["step"] > told] if journal.exists() else []
 
 
 def _batches(per_rank: int) -> Iterator[Any]:
