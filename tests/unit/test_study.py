@@ -1,0 +1,28 @@
+"""Who makes what in a study: shared stages once, by the first trial that needs them; MLflow runs that change with what is read."""
+
+from pathlib import Path
+
+from jobs.study import makers_of, stages_of
+from medschool.procedure import checkpoint_stage, trials
+from medschool.recipe import load
+
+RECIPE = load(Path(__file__).parents[2] / "recipes" / "quickstart.yaml")
+
+
+def test_the_first_trial_that_needs_a_stage_makes_it() -> None:
+    assert makers_of(RECIPE, "pretrain/instructed") == ["knowledge", "instructed"]
+    assert makers_of(RECIPE, "instruct/instructed") == ["instructed"]
+    assert makers_of(RECIPE, "evaluate/base") == ["base"]
+
+
+def test_seeds_share_nothing() -> None:
+    recipe = load(Path(__file__).parents[2] / "recipes" / "rehearsal.yaml")
+    assert makers_of(recipe, "pretrain/instructed-seed8") == ["knowledge-seed8", "instructed-seed8"]
+
+
+def test_a_trial_is_judged_by_its_last_training() -> None:
+    stages = {trial.name: (stages_of(RECIPE, trial), checkpoint_stage(RECIPE, trial)) for trial in trials(RECIPE)}
+    assert stages["base"] == (["evaluate/base"], "model")
+    assert stages["knowledge"] == (["pretrain/knowledge", "evaluate/knowledge"], "pretrain/knowledge")
+    assert stages["instructed"][0] == ["pretrain/instructed", "instruct/instructed", "evaluate/instructed"]
+    assert stages["instructed"][1] == "instruct/instructed"
