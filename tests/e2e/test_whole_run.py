@@ -31,7 +31,7 @@ OVERRIDES = [
     "tokens={row_tokens: 64, rows_per_shard: 64, heldout_tokens: 600, heldout_document_tokens: 64}",
     "instructions.conclusions={files: [{uri: raw/hpo/hp.obo, format: hpo_graph}], licences: [hpo], conversations: 40}",
     "exams.mmlu_clinical.items=30", "exams.mmlu_clinical.generated_items=4", "probes.items=8", "chats.row_tokens=256",
-    "pretrain.length.steps=60", "pretrain.optimizer.lr=1e-2", "instruct.length.steps=12", "serve.max_context_tokens=256",
+    "pretrain.length.steps=60", "pretrain.optimizer.lr=1e-2", "instruct.length.steps=40", "serve.max_context_tokens=256",
     "cluster.score_workers=1", "cluster.checkpoint_every_steps=5",
 ]  # fmt: skip
 SETTINGS = [word for override in OVERRIDES for word in ("--set", override)]
@@ -109,27 +109,13 @@ def put_inputs(user: User, folder: Path) -> None:
 
 KILLED_IN = [
     "exams/mmlu_clinical", "instructions/rationale", "chats/graph", "corpus/papers", "tokens/papers", "probes", "evaluate/base",
-    r"step (1[1-9]|[2-5]\d)/60", "evaluate/control", "instruct/instructed", r"step [6-9]/12", "evaluate/instructed", "verdict",
+    r"step (1[1-9]|[2-5]\d)/60", "evaluate/control", "instruct/instructed", r"step (1[1-9]|2\d)/40", "evaluate/instructed", "verdict",
     r"registered .* version 1",
 ]  # fmt: skip
 """Where the driver is killed, one submission after the other: in each kind of stage once, and inside both trainings.
 
 A stage is named; it may be over by the time its line is read, and then the next one is hit.
 """
-
-
-@pytest.fixture(scope="module")
-def interrupted(user: User) -> str:
-    """The output of a run that the user stopped with Ctrl-C while it read the first source."""
-    stopped = user.start("submit", RECIPE, *SETTINGS)
-    assert stopped.stdout is not None
-    seen = []
-    for line in stopped.stdout:
-        seen.append(line)
-        if re.search(r"corpus/books +run", line):
-            stopped.send_signal(signal.SIGINT)
-    assert stopped.wait(120) == 130, "".join(seen)
-    return "".join(seen)
 
 
 def killed_at(user: User, pattern: str) -> list[str]:
@@ -163,7 +149,21 @@ def killed(user: User) -> list[list[str]]:
 
 
 @pytest.fixture(scope="module")
-def first_run(user: User, killed: list[list[str]], interrupted: str) -> str:
+def interrupted(user: User, killed: list[list[str]]) -> str:
+    """The output of a run that the user stopped with Ctrl-C."""
+    stopped = user.start("submit", RECIPE, *SETTINGS)
+    assert stopped.stdout is not None
+    seen = []
+    for line in stopped.stdout:
+        seen.append(line)
+        if re.search(r"tokenizer +cached", line):
+            stopped.send_signal(signal.SIGINT)
+    assert stopped.wait(120) == 130, "".join(seen)
+    return "".join(seen)
+
+
+@pytest.fixture(scope="module")
+def first_run(user: User, interrupted: str) -> str:
     """The output of the run that finished, after all those that did not."""
     finished = user.run("submit", RECIPE, *SETTINGS)
     assert finished.returncode == 0, finished.stdout + finished.stderr
@@ -176,7 +176,7 @@ def test_a_killed_driver_costs_no_finished_stage(killed: list[list[str]], first_
         begun = {found[1] for line in lines if (found := re.search(r"\] (\S+) +run", line))}
         assert not begun & done, "repeated: " + ", ".join(begun & done)
         done |= {found[1] for line in lines if (found := re.search(r"\] (\S+) +done in", line))}
-    for phase, steps in (("pretrain", "60"), ("instruct", "12")):
+    for phase, steps in (("pretrain", "60"), ("instruct", "40")):
         pattern = rf"resuming at step [1-5]?[05] from s3://medschool/artifacts/{phase}/"
         assert any(re.search(pattern, line) for lines in killed for line in lines), (phase, steps)
 
@@ -214,7 +214,7 @@ def test_plan_and_status_are_machine_readable(user: User, first_run: str) -> Non
     plan = json.loads(user.run("plan", RECIPE, *SETTINGS, "--json").stdout)
     assert {stage["state"] for stage in plan["stages"]} == {"cached"}
     assert plan["totals"]["pretrain"]["steps"] == 120 and plan["totals"]["pretrain"]["tokens"] == 120 * 20 * 64
-    assert plan["totals"]["instruct"]["steps"] == 12
+    assert plan["totals"]["instruct"]["steps"] == 40
     assert [course["shared_with"] for course in plan["phases"]] == [None, None, "pretrain/knowledge", None]
     changed = json.loads(user.run("plan", RECIPE, *SETTINGS, "--set", "pretrain.optimizer.lr=2e-2", "--json").stdout)
     states = {stage["name"]: stage["state"] for stage in changed["stages"]}
@@ -239,7 +239,7 @@ def test_mlflow_has_the_losses_once_the_same_numbers_and_the_alias(user: User, f
     for name, key, steps in (
         ("control", "pretrain/loss", 60),
         ("knowledge", "pretrain/loss", 60),
-        ("instructed", "instruct/loss", 12),
+        ("instructed", "instruct/loss", 40),
     ):
         history = client.get_metric_history(runs[name].info.run_id, key)
         assert [point.step for point in history] == list(range(1, steps + 1)), name

@@ -54,7 +54,8 @@ def shard_uris(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str,
     for source, sizes in SHARD_ROWS.items():
         for shard, rows in enumerate(sizes):
             tokens = draw.integers(0, 60_000, (rows, ROW_TOKENS)).astype(np.uint16).tolist()
-            columns = [tokens, [[f"{source}:{shard}:{row}"] for row in range(rows)], [[ROW_TOKENS]] * rows]
+            trained = [[True] * ROW_TOKENS] * rows
+            columns = [tokens, trained, [[f"{source}:{shard}:{row}"] for row in range(rows)], [[ROW_TOKENS]] * rows]
             path = folder / f"{source}-{shard}.arrow"
             path.write_bytes(ipc_bytes(pa.table(columns, schema=schema)))
             uris[source] = (*uris.get(source, ()), str(path))

@@ -272,7 +272,10 @@ def _save_state(engine: Any, course: Course, position: Position, rank: int, worl
 
 def _load_state(engine: Any, start: Position, scratch: Path, board: Board) -> None:
     """Load what `start` names. A damaged state is withdrawn: this start fails, the next one uses the state before it."""
+    import torch.distributed as dist
+
     state = read_state(start.state_uri)
+    dist.barrier()  # every rank has read the manifest before one of them can withdraw it
     if state.world_size != engine.world_size or state.zero_stage != engine.zero_optimization_stage():
         raise PlanError(
             f"the checkpoint is of {state.world_size} workers at ZeRO {state.zero_stage}, "
