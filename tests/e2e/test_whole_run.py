@@ -192,7 +192,7 @@ def test_ctrl_c_stops_the_job_and_says_that_nothing_is_lost(user: User, interrup
 
 
 def test_the_run_ends_with_a_table_a_report_and_a_served_model(user: User, first_run: str) -> None:
-    assert re.search(r"knowledge - control +papers .* helped", first_run)
+    assert re.search(r"knowledge - control +perplexity +papers .* helped", first_run)
     assert "Gate: passed." in first_run and "Not for clinical use." in first_run
     assert re.search(r"overlap \(exam_items 48, checked \d+, removed 2\)", first_run)
     page = user.home / "results" / "quickstart" / "report.html"

@@ -165,7 +165,12 @@ def _tried(result: Any, steps: int) -> Tried:
 
 def _run_config(name: str, folder: str, callbacks: list[Any]) -> Any:
     from ray import tune
+    from ray.tune.execution import class_cache
 
+    # Tune would write the driver's S3 keys into each trial's runtime environment, which Ray logs; a node has its own
+    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
+        {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"}
+    )
     os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one prints a box and hints for TensorBoard even when it is silent
     return tune.RunConfig(
