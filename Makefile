@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e '.[local,test]'
 	@touch $@
 
-demo: setup  ## the whole procedure on real text: from raw text to a served model and a report; a quarter of an hour on two cores
+demo: setup  ## the whole procedure on real text: from raw text to a served model and a report
 	$(BIN)/medschool up
 	$(BIN)/medschool fetch quickstart
 	$(BIN)/medschool submit recipes/quickstart.yaml
