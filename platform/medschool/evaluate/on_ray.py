@@ -20,11 +20,11 @@ from medschool.evaluate.answer import ANSWERS_SCHEMA, write_answers
 from medschool.evaluate.exams import EXAM_SCORES_SCHEMA, score_exam
 from medschool.evaluate.perplexity import LOSSES_SCHEMA, document_losses
 from medschool.evaluate.probes import PROBE_SCORES_SCHEMA, Piece, make_probes, score_probes
-from medschool.exams.make import read_items
+from medschool.exams.make import items_of, read_items
 from medschool.instructions.template import ChatTemplate
 from medschool.procedure import probed_weights
 from medschool.recipe import Recipe
-from medschool.rows import PROBE_SCHEMA, ExamItem, Probe, table
+from medschool.rows import PROBE_SCHEMA, Probe, table
 from medschool.seed import seed_of
 from medschool.tokens.mixture import Mixture
 from medschool.tokens.on_ray import heldout_rows
@@ -126,18 +126,14 @@ class _Scorer:
         )
 
     def _answers(self, rows: Sequence[dict[str, Any]]) -> pa.Table:
-        return score_exam(self._model, self._template, _items(rows))
+        return score_exam(self._model, self._template, items_of(rows))
 
     def _written(self, rows: Sequence[dict[str, Any]]) -> pa.Table:
-        return write_answers(self._model, self._template, _items(rows), self._answer_tokens)
+        return write_answers(self._model, self._template, items_of(rows), self._answer_tokens)
 
     def _probes(self, rows: Sequence[dict[str, Any]]) -> pa.Table:
         probes = [Probe(**{**row, "candidates": tuple(row["candidates"])}) for row in rows]
         return score_probes(self._model, self._template.encode, probes)
-
-
-def _items(rows: Sequence[dict[str, Any]]) -> list[ExamItem]:
-    return [ExamItem(**{**row, "options": tuple(row["options"])}) for row in rows]
 
 
 def read_scores(evaluation: Artifact) -> dict[str, pa.Table]:

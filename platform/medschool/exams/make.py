@@ -3,6 +3,9 @@
 An exam is thousands of lines, not millions: it is read where the job runs.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 from medschool import storage
 from medschool.artifact import Artifact, Output, write_parquet
 from medschool.errors import StageError
@@ -40,5 +43,9 @@ def make_exam(recipe: Recipe, name: str, store_uri: str, prefix_uri: str) -> Out
 
 def read_items(exam: Artifact) -> list[ExamItem]:
     """All items of a finished exam, in the order of their rank: a sample of n is the first n."""
-    rows = storage.read_parquet(exam.uri(ITEMS)).to_pylist()
+    return items_of(storage.read_parquet(exam.uri(ITEMS)).to_pylist())
+
+
+def items_of(rows: Sequence[dict[str, Any]]) -> list[ExamItem]:
+    """Items from their plain values, as Parquet and Ray carry them."""
     return [ExamItem(**{**row, "options": tuple(row["options"])}) for row in rows]

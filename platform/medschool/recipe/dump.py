@@ -5,8 +5,7 @@ from typing import Any
 
 import yaml
 
-from medschool.errors import RecipeError
-from medschool.recipe.load import checked
+from medschool.recipe.load import checked, put
 from medschool.recipe.schema import Recipe
 
 
@@ -20,11 +19,5 @@ def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
     """The recipe with other values under dotted keys. Raises RecipeError when that is not a valid recipe."""
     data = recipe.model_dump(mode="json", exclude_unset=True)
     for key, value in values.items():
-        *parents, last = key.split(".")
-        place: Any = data
-        for parent in parents:
-            place = place.setdefault(parent, {}) if isinstance(place, dict) else None
-        if not isinstance(place, dict):
-            raise RecipeError(f"{key}: its parent is not a section", "name a key of the recipe", key)
-        place[last] = value
+        put(data, key, value, key)
     return checked(data, {}, ", ".join(f"{key}={value}" for key, value in values.items()))

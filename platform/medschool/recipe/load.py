@@ -132,6 +132,15 @@ def _apply(data: dict[str, Any], override: str, lines: dict[Path_, str]) -> None
         raise RecipeError(
             f"the value is not readable as YAML ({getattr(error, 'problem', None) or error})", "quote it", where
         ) from error
+    put(data, key, value, where)
+    changed = tuple(key.split("."))
+    for stale in [path for path in lines if path[: len(changed)] == changed]:
+        del lines[stale]
+    lines[changed] = where
+
+
+def put(data: dict[str, Any], key: str, value: Any, where: str) -> None:
+    """Put a value under a dotted key; RecipeError at `where` when something on the way is no section."""
     *parents, last = key.split(".")
     place: Any = data
     for parent in parents:
@@ -139,9 +148,6 @@ def _apply(data: dict[str, Any], override: str, lines: dict[Path_, str]) -> None
     if not isinstance(place, dict):
         raise RecipeError(f"{key}: its parent is not a section", "name a key of the recipe", where)
     place[last] = value
-    for stale in [path for path in lines if path[: len(parents) + 1] == tuple(key.split("."))]:
-        del lines[stale]
-    lines[tuple(key.split("."))] = where
 
 
 def _explain(error: ValidationError, lines: dict[Path_, str], file: str) -> RecipeError:
