@@ -162,8 +162,10 @@ def _tell(run: Run, spec: Search, tried: list[Tried], steps: int) -> None:
 
 
 def _words(values: dict[str, Any]) -> str:
-    """`lr=0.0002 warmup_fraction=0.1`: settings by the last part of their keys."""
-    return " ".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in values.items())
+    """`lr=0.0002 warmup_fraction=0.1`: settings by the last part of their keys; by the whole key where two end alike."""
+    last = {key: key.rsplit(".", 1)[-1] for key in values}
+    ends = list(last.values())
+    return " ".join(f"{last[key] if ends.count(last[key]) == 1 else key}={value}" for key, value in values.items())
 
 
 if __name__ == "__main__":

@@ -77,9 +77,10 @@ def doctor(
     """
     from medschool.cluster import state
     from medschool.cluster.doctor import doctor as examine
+    from medschool.cluster.fit import trial_needs
 
     spec = load(recipe).cluster if recipe else None
-    needed = spec.num_workers * spec.cpus_per_worker + spec.data_cpus if spec else None
+    needed = int(trial_needs(spec)["CPU"]) if spec else None
     checks = examine(state.home(), needed_cpus=needed)
     if as_json:
         print(json.dumps([vars(check) for check in checks], indent=1))
@@ -140,11 +141,14 @@ def submit(
     from medschool.cluster.status import next_steps
     from medschool.procedure import recipe_digest
 
-    _environment()
     checked = load(recipe, overrides)
     root = _root(recipe)
     _known_job(root, job)
-    arguments = [str(recipe.resolve().relative_to(root)), *(word for override in overrides for word in ("--set", override))]
+    place = recipe.resolve().relative_to(root)
+    if f"{place.parts[0]}/" in ray_jobs.EXCLUDES:
+        raise RecipeError(f"{place.parts[0]}/ does not travel with a job", f"copy it: cp {recipe} {root}/recipes/", str(recipe))
+    _environment()
+    arguments = [str(place), *(word for override in overrides for word in ("--set", override))]
     metadata = {
         "recipe": checked.name,
         "recipe_digest": recipe_digest(checked),

@@ -196,7 +196,7 @@ def test_the_run_ends_with_a_table_a_report_and_a_served_model(user: User, first
     assert "Gate: passed." in first_run and "Not for clinical use." in first_run
     assert re.search(r"overlap \(exam_items 48, checked \d+, removed 2\)", first_run)
     page = user.home / "results" / "quickstart" / "report.html"
-    assert str(page) in first_run and page.read_text().startswith("<!doctype html>")
+    assert str(page) in first_run and page.read_text().startswith("<!DOCTYPE html>")
 
 
 def test_a_second_run_finds_everything_finished(user: User, first_run: str) -> None:

@@ -1,5 +1,6 @@
 """Endings scored together against endings run alone; the exam's letters and the written answers, with a tiny random LLaMA."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -177,6 +178,13 @@ def test_a_choice_reads_as_the_opened_conversation_and_the_letter(checkpoint: tu
     for name, ending in zip("ABCD", choice.endings, strict=True):
         text = template.decode(choice.prompt + ending)
         assert text.endswith(f"D. Over the hill\n\nassistant\n{ANSWER_STEM} {name}")
+
+
+def test_an_item_that_does_not_fit_is_named(checkpoint: tuple[Any, ChatTemplate]) -> None:
+    model, template = checkpoint
+    long = replace(ITEMS[1], id="long-one", question="word " * model.config.max_position_embeddings)
+    with pytest.raises(InputError, match=r"exam long-one.*context"):
+        score_exam(model, template, [ITEMS[0], long])
 
 
 def test_who_learned_the_answers_passes_in_letters_and_in_words(pupil: tuple[Any, ChatTemplate]) -> None:

@@ -145,8 +145,8 @@ def sample(seeds: tuple[int, ...] = (7,)) -> Report:
             "instructions/exam": {"overlaps an exam": 31},
         },
         overlap={
-            "exam": {"conversations": 1822, "holding": 31, "removed": 31},
-            "graph": {"conversations": 4210, "holding": 0, "removed": 0},
+            "exam": {"exam_items": 400, "checked": 1822, "removed": 31},
+            "graph": {"exam_items": 400, "checked": 4210, "removed": 0},
         },
         spent=spent,
         versions={"python": "3.11.2", "ray": "2.60.0", "torch": "2.13.0"},
@@ -330,7 +330,7 @@ def test_what_was_left_out_is_counted_by_stage_and_reason(html: str) -> None:
     assert tables(html)["Dropped"][1:] == [
         ["corpus/papers", "licence", "1,204"], ["corpus/papers", "too_short", "311"], ["instructions/exam", "overlaps an exam", "31"],
     ]  # fmt: skip
-    assert tables(html)["Instructions"][1] == ["exam", "1,822", "31", "31"]
+    assert tables(html)["Instructions"][1] == ["exam", "1,822", "31"]
 
 
 def test_json_in_the_page_is_the_verdict_s(report: Report, html: str) -> None:
@@ -390,7 +390,7 @@ def test_hostile_names_are_shown_and_cannot_act() -> None:
         mixtures=tuple(Mixture(HOSTILE, "pretrain", {HOSTILE: 1}, {HOSTILE: 1}, {HOSTILE: 1}) for _ in plain.mixtures),
         costs=tuple(replace(cost, stage=HOSTILE) for cost in plain.costs),
         dropped={HOSTILE: {HOSTILE: 1}},
-        overlap={HOSTILE: {"conversations": 1, "holding": 0, "removed": 0}},
+        overlap={HOSTILE: {"exam_items": 1, "checked": 1, "removed": 0}},
         versions={HOSTILE: HOSTILE},
     )
     html = render(made)

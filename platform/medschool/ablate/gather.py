@@ -42,7 +42,7 @@ def gather(recipe: Recipe, find: Find, planned_tokens: Mapping[str, int | None],
         costs=_costs(names, find, planned_tokens, made_now),
         budget_minutes=recipe.budget.minutes if recipe.budget else None,
         dropped={name: made.facts["dropped"] for name in names if (made := find(name)).facts.get("dropped") and "/" in name},
-        overlap={name: _overlap(find(f"instructions/{name}")) for name in recipe.instructions if recipe.exams},
+        overlap={name: find(f"instructions/{name}").facts["overlap"] for name in recipe.instructions if recipe.exams},
         versions=versions(),
         spent=spent(recipe, find),
     )
@@ -105,8 +105,3 @@ def _costs(names: list[str], find: Find, planned_tokens: Mapping[str, int | None
         tokens = int(made.facts["tokens"]) if name in planned_tokens else None
         costs.append(Cost(name, made.seconds, name not in made_now, planned_tokens.get(name), tokens))
     return tuple(costs)
-
-
-def _overlap(made: Artifact) -> dict[str, int]:
-    found = made.facts["overlap"]
-    return {"conversations": found["checked"], "holding": found["removed"], "removed": found["removed"]}

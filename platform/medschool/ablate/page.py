@@ -99,7 +99,7 @@ class Report:
     dropped: dict[str, dict[str, int]]
     """For each stage: how many were dropped, by reason."""
     overlap: dict[str, dict[str, int]]
-    """For each set of instructions: `conversations` that were checked, `holding` an exam item, `removed` for that."""
+    """For each set of instructions: `checked` conversations, `removed` of them for holding an exam item."""
     versions: dict[str, str]
     spent: Mapping[str, Spent] = field(default_factory=dict)
     """What the training of each trial took, all phases together; a trained trial that is not in it gets dashes."""

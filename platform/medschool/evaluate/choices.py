@@ -41,20 +41,23 @@ class Choice:
 def tokenized(encode: Callable[[str], Sequence[int]], prompt: str, endings: Sequence[str]) -> Choice:
     """The choice between `endings` that follow the text `prompt` directly.
 
-    Prompt and ending are encoded as one string, because a tokenizer may merge across their border. The prompt's ids are those
-    that all these strings begin with, and no more than the prompt itself has; the rest of each is its ending.
+    Prompt and ending are encoded as one string, because a tokenizer may merge across their border.
 
     Raises InputError when an ending has no token of its own, or two endings have the same tokens.
     """
-    whole = [tuple(encode(prompt + ending)) for ending in endings]
-    shared = _shared([tuple(encode(prompt)), *whole])
-    rests = tuple(ids[shared:] for ids in whole)
+    return forked(encode(prompt), [encode(prompt + ending) for ending in endings])
+
+
+def forked(prompt: Sequence[int], whole: Sequence[Sequence[int]]) -> Choice:
+    """The choice between rows of token ids that begin alike: what they share, and no more than `prompt` has, is the prompt.
+
+    Raises InputError when a row ends there, or two rows are the same.
+    """
+    shared = _shared([prompt, *whole])
+    rests = tuple(tuple(ids[shared:]) for ids in whole)
     if not all(rests) or len(set(rests)) < len(rests):
-        raise InputError(
-            f"the tokenizer cannot tell {', '.join(map(repr, endings))} apart behind {prompt[-40:]!r}",
-            "use the tokenizer that belongs to the model",
-        )
-    return Choice(whole[0][:shared], rests)
+        raise InputError(f"the tokenizer cannot tell {len(rests)} endings apart", "use the tokenizer that belongs to the model")
+    return Choice(tuple(prompt[:shared]), rests)
 
 
 def _shared(rows: Sequence[Sequence[int]]) -> int:

@@ -11,10 +11,12 @@ letter: the same for every model, and in favour of no letter.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import pyarrow as pa
 
-from medschool.evaluate.choices import Choice, choice_log_probs, tokenized
+from medschool.errors import InputError
+from medschool.evaluate.choices import Choice, choice_log_probs, forked
 from medschool.exams.layout import ANSWER_STEM, DIRECT_INSTRUCTIONS, letter, user_text
 from medschool.instructions.template import ChatTemplate
 from medschool.rows import ExamItem, Message
@@ -38,17 +40,37 @@ def question_prompt(item: ExamItem, template: ChatTemplate) -> list[int]:
 
 
 def exam_choices(items: Sequence[ExamItem], template: ChatTemplate) -> list[Choice]:
-    """The choice between the letters of each item. Raises InputError when the tokenizer does not tell the letters apart."""
+    """The choice between the letters of each item, each as the whole conversation that ends with it.
+
+    Raises InputError when the tokenizer does not tell the letters apart.
+    """
     choices = []
     for item in items:
-        letters = tokenized(template.encode, ANSWER_STEM, [f" {letter(index)}" for index in range(len(item.options))])
-        choices.append(Choice((*question_prompt(item, template), *letters.prompt), letters.endings))
+        question = Message("user", user_text(item, DIRECT_INSTRUCTIONS[0]))
+        stem, *answers = (
+            template.unended([question, Message("assistant", text)])
+            for text in (ANSWER_STEM, *(f"{ANSWER_STEM} {letter(index)}" for index in range(len(item.options))))
+        )
+        choices.append(forked(stem, answers))
     return choices
 
 
-def score_exam(model: object, template: ChatTemplate, items: Sequence[ExamItem]) -> pa.Table:
-    """One row an item, in the order of `items`: EXAM_SCORES_SCHEMA. `log_probs` are those of its letters, in nats."""
-    scores = choice_log_probs(model, exam_choices(items, template))
+def score_exam(model: Any, template: ChatTemplate, items: Sequence[ExamItem]) -> pa.Table:
+    """One row an item, in the order of `items`: EXAM_SCORES_SCHEMA. `log_probs` are those of its letters, in nats.
+
+    Raises InputError with the id of an item that does not fit into the model's context.
+    """
+    choices = exam_choices(items, template)
+    context = model.config.max_position_embeddings
+    for item, choice in zip(items, choices, strict=True):
+        length = len(choice.prompt) + max(map(len, choice.endings))
+        if length > context:
+            raise InputError(
+                f"{length} tokens with its answer, the model's context is {context}",
+                "leave the item out of the exam's file, or take a model with a longer context",
+                f"{item.exam} {item.id}",
+            )
+    scores = choice_log_probs(model, choices)
     rows = []
     for item, log_probs in zip(items, scores, strict=True):
         chosen = best(item.id, log_probs)

@@ -63,6 +63,11 @@ class ChatTemplate:
                 trained[start : self._end(tokens, start)] = True
         return np.asarray(tokens, dtype=self.dtype), trained
 
+    def unended(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of a conversation up to its last answer, without the EOS that ends it. Raises InputError as above."""
+        tokens, trained = self.conversation(messages)
+        return [int(token) for token in tokens[: trained.nonzero()[0][-1]]]
+
     def _end(self, tokens: list[int], start: int) -> int:
         """Behind the EOS that ends the turn which begins at `start`."""
         try:

@@ -326,12 +326,17 @@ def _export(engine: Any, course: Course, rank: int, scratch: Path) -> dict[str, 
 def _card(course: Course) -> str:
     parts = ", ".join(f"{name} {weight}" for name, weight in course.order.weights.items())
     what = {"pretrain": "continued pretraining", "instruct": "instruction tuning"}[course.phase]
+    before = ""
+    if course.model.stage == "pretrain":
+        steps = course.model.facts["steps"]
+        rows = ", ".join(f"{name} {number}" for name, number in course.model.facts["rows"].items())
+        before = f"\nBefore: {steps} steps of continued pretraining; rows read: {rows}.\n"
     return (
         f"---\ntags: [medical, {what.replace(' ', '-')}]\npipeline_tag: text-generation\n---\n\n"
         f"# {what.capitalize()} from {course.recipe.model.uri}\n\n"
         "**Not for clinical use.** Its answers can be wrong in ways that harm.\n\n"
         f"{course.steps} steps of {course.spec.batch_rows} rows of {row_tokens(course.recipe, course.phase)} tokens; "
-        f"parts of the mixture: {parts}; seed {course.order.seed}.\n"
+        f"parts of the mixture: {parts}; seed {course.order.seed}.\n" + before
     )
 
 
