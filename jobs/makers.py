@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from medschool import artifact, storage
 from medschool.artifact import Artifact, Output
 from medschool.errors import StageError
-from medschool.plan import check_rows, phase_steps
-from medschool.procedure import Phase, phase_weights, training, trials
+from medschool.plan import check_repeats, check_rows, phase_steps
+from medschool.procedure import Phase, phase_sources, trials
 from medschool.stage import Stage, fingerprint_in, raw_listing
-from medschool.tokens.order import Order
+from medschool.tokens.order import Withheld, order_of
 from medschool.tokens.shards import INDEX, Index, parse_index
 
 if TYPE_CHECKING:
@@ -32,6 +32,20 @@ def _commit(
 
     digests = {role: made.digest for role, made in inputs.items()}
     return artifact.make(run.store_uri, stage.identity, fingerprint, digests, checked, adopted)
+
+
+def _resumed(run: Run, stage: Stage, inputs: dict[str, Artifact], fingerprint: str, do: Callable[[str, str], Output]) -> Artifact:
+    """As _commit, for a stage that leaves finished work in a folder of its fingerprint until one attempt commits."""
+    work = storage.join(artifact.stage_uri(run.store_uri, stage.identity, fingerprint), "work")
+    try:
+        made = _commit(run, stage, inputs, fingerprint, lambda prefix: do(prefix, work))
+    except Exception:  # another writer of this stage may have committed, and deleted the work under our hands: it has won
+        found = artifact.find(run.store_uri, stage.identity, fingerprint)
+        if found is None:
+            raise
+        made = found
+    storage.delete_prefix(work)
+    return made
 
 
 def model(run: Run, stage: Stage, inputs: dict[str, Artifact], fingerprint: str) -> Artifact:
@@ -79,24 +93,47 @@ def corpus(run: Run, stage: Stage, inputs: dict[str, Artifact], fingerprint: str
     from medschool.corpus.on_ray import make_corpus
 
     source = stage.name.removeprefix("corpus/")
-    return _commit(run, stage, inputs, fingerprint, lambda prefix: make_corpus(run.recipe, source, run.store_uri, prefix))
+    return _resumed(
+        run, stage, inputs, fingerprint, lambda prefix, work: make_corpus(run.recipe, source, run.store_uri, prefix, work)
+    )
+
+
+def duplicates(run: Run, stage: Stage, inputs: dict[str, Artifact], fingerprint: str) -> Artifact:
+    from medschool.duplicates.on_ray import make_duplicates
+
+    corpora = _below(inputs, "corpus")
+    return _commit(run, stage, inputs, fingerprint, lambda prefix: make_duplicates(run.recipe, corpora, prefix))
 
 
 def tokens(run: Run, stage: Stage, inputs: dict[str, Artifact], fingerprint: str) -> Artifact:
     from medschool.tokens.on_ray import make_tokens
 
-    source = inputs[stage.name.replace("tokens/", "corpus/")]
-    return _commit(run, stage, inputs, fingerprint, lambda prefix: make_tokens(run.recipe, source, inputs["tokenizer"], prefix))
+    source = stage.name.removeprefix("tokens/")
+    return _resumed(run, stage, inputs, fingerprint, lambda prefix, work: make_tokens(run.recipe, source, inputs, prefix, work))
+
+
+def overlap(run: Run, stage: Stage, inputs: dict[str, Artifact], fingerprint: str) -> Artifact:
+    from medschool.overlap.on_ray import make_overlap
+
+    corpus, exams = inputs[stage.name.replace("overlap/", "corpus/")], _below(inputs, "exams")
+    return _commit(run, stage, inputs, fingerprint, lambda prefix: make_overlap(corpus, exams, prefix))
+
+
+def withheld(run: Run, stage: Stage, inputs: dict[str, Artifact], fingerprint: str) -> Artifact:
+    from medschool.tokens.withheld import make_withheld
+
+    rows, found = (inputs[stage.name.replace("withheld/", f"{kind}/")] for kind in ("tokens", "overlap"))
+    return _commit(run, stage, inputs, fingerprint, lambda prefix: make_withheld(rows, found, prefix))
 
 
 def probes(run: Run, stage: Stage, inputs: dict[str, Artifact], fingerprint: str) -> Artifact:
     from medschool.evaluate.on_ray import make_probe_set
 
-    rows = _rows(inputs, "tokens")
-    steps = _steps(run, "pretrain", rows)
+    rows, withheld = _rows(inputs, "tokens"), _withheld(inputs)
+    steps = _steps(run, "pretrain", _rows_left(rows, withheld))
 
     def do(prefix: str) -> Output:
-        return make_probe_set(run.recipe, rows, inputs["tokenizer"], steps, prefix)
+        return make_probe_set(run.recipe, rows, inputs["tokenizer"], steps, prefix, withheld)
 
     return _commit(run, stage, inputs, fingerprint, do)
 
@@ -120,23 +157,28 @@ def train(run: Run, stage: Stage, inputs: dict[str, Artifact], fingerprint: str)
 def course_of(
     run: Run, stage: Stage, inputs: dict[str, Artifact], run_uri: str, prefix_uri: str
 ) -> tuple[Course, dict[str, tuple[Artifact, Index]]]:
-    """What a training stage trains, and the rows it reads."""
+    """What a training stage trains, and the rows it reads.
+
+    Raises StageError when a source has no rows, PlanError when one would be seen more often than the recipe allows.
+    """
     from medschool.train.on_ray import Course
 
     phase: Phase = "pretrain" if stage.kind == "pretrain" else "instruct"
     trial = next(trial for trial in trials(run.recipe) if trial.name == stage.name.removeprefix(f"{phase}/"))
-    weights = phase_weights(run.recipe, trial.variant, phase)
-    assert weights is not None and trial.seed is not None
-    rows = _rows(inputs, "tokens" if phase == "pretrain" else "chats")
-    check_rows(weights, phase, {name: index.rows for name, (_, index) in rows.items()})
-    shard_rows = {name: rows[name][1].shard_rows for name in weights}
+    assert trial.seed is not None
+    rows, withheld = _rows(inputs, "tokens" if phase == "pretrain" else "chats"), _withheld(inputs)
+    left = _rows_left(rows, withheld)
+    check_rows(phase_sources(run.recipe, trial.variant, phase), phase, left)
+    shard_rows = {name: index.shard_rows for name, (_, index) in rows.items()}
+    order, steps = order_of(run.recipe, trial.variant, phase, trial.seed, shard_rows, withheld), _steps(run, phase, left)
+    check_repeats(run.recipe, stage.name, phase, order.mixture, steps, left)
     course = Course(
         recipe=run.recipe,
         phase=phase,
         trial=trial.name,
         model=inputs["model"],
-        order=Order(weights, training(run.recipe, phase).batch_rows, shard_rows, trial.seed),
-        steps=_steps(run, phase, rows),
+        order=order,
+        steps=steps,
         run_uri=run_uri,
         prefix_uri=prefix_uri,
         mlflow_run=run.mlflow_run,
@@ -154,13 +196,15 @@ def evaluate(run: Run, stage: Stage, inputs: dict[str, Artifact], fingerprint: s
 
 def verdict(run: Run, stage: Stage, inputs: dict[str, Artifact], fingerprint: str) -> Artifact:
     from medschool.ablate.compare import Scored, make_verdict
+    from medschool.ablate.contamination import contamination
     from medschool.evaluate.on_ray import read_scores
 
     scored = [
         Scored(trial.name, trial.variant, trial.seed, **read_scores(inputs[f"evaluate/{trial.name}"]))
         for trial in trials(run.recipe)
     ]
-    return _commit(run, stage, inputs, fingerprint, lambda prefix: make_verdict(run.recipe, scored, prefix))
+    found = contamination(_below(inputs, "overlap"), _below(inputs, "withheld"))
+    return _commit(run, stage, inputs, fingerprint, lambda prefix: make_verdict(run.recipe, scored, prefix, found))
 
 
 def _below(inputs: dict[str, Artifact], kind: str) -> dict[str, Artifact]:
@@ -172,8 +216,22 @@ def _rows(inputs: dict[str, Artifact], kind: str) -> dict[str, tuple[Artifact, I
     return {name: (made, _index(made)) for name, made in _below(inputs, kind).items()}
 
 
-def _steps(run: Run, phase: Phase, rows: dict[str, tuple[Artifact, Index]]) -> int:
-    steps = phase_steps(run.recipe, phase, {name: index.rows for name, (_, index) in rows.items()})
+def _withheld(inputs: dict[str, Artifact]) -> Withheld:
+    found = _below(inputs, "withheld")
+    if not found:
+        return {}
+    from medschool.tokens.withheld import read_withheld
+
+    return {name: read_withheld(made) for name, made in found.items()}
+
+
+def _rows_left(rows: dict[str, tuple[Artifact, Index]], withheld: Withheld) -> dict[str, int]:
+    """Rows of each source without those withheld: one pass over it."""
+    return {name: index.rows - sum(map(len, withheld.get(name, {}).values())) for name, (_, index) in rows.items()}
+
+
+def _steps(run: Run, phase: Phase, rows_left: dict[str, int]) -> int:
+    steps = phase_steps(run.recipe, phase, rows_left)
     assert steps is not None
     return steps
 
@@ -189,7 +247,10 @@ MAKERS: dict[str, Maker] = {
     "instructions": instructions,
     "chats": chats,
     "corpus": corpus,
+    "duplicates": duplicates,
     "tokens": tokens,
+    "overlap": overlap,
+    "withheld": withheld,
     "probes": probes,
     "pretrain": train,
     "instruct": train,

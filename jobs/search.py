@@ -32,8 +32,8 @@ def search(run: Run) -> None:
     settings = [dict(zip(spec.over, values, strict=True)) for values in itertools.product(*spec.over.values())]
     children = [child_of(run.recipe, values) for values in settings]
     adopt(run)
-    run.make("corpus")
-    run.make("tokens")
+    for kind in ("exams", "corpus", "duplicates", "tokens", "overlap", "withheld"):
+        run.make(kind)
     steps, fingerprints = _checked(run, children)
     check_cluster(run.recipe)
     at_once = min(len(settings), concurrent_trials(run.recipe.cluster, cluster_room()))

@@ -11,7 +11,7 @@ from medschool.ablate.on_ray import Trials, run_study
 from medschool.artifact import digest_of
 from medschool.board import Board
 from medschool.cluster.fit import concurrent_trials
-from medschool.procedure import PHASES, Trial, phase_weights, recipe_digest, trials
+from medschool.procedure import PHASES, Trial, phase_weights, phase_weights_from, recipe_digest, trials
 from medschool.recipe import Recipe
 from medschool.stage import TRIAL_KINDS
 
@@ -85,6 +85,7 @@ def open_trial_run(run: Run, trial: Trial, parent: str | None, params: dict[str,
         "variant": trial.variant,
         "seed": trial.seed,
         "weights": variant.weights,
+        **({"weights_from": variant.weights_from} if variant.weights_from else {}),
         "instructions": variant.instructions,
         **(params or {}),
     }
@@ -113,7 +114,8 @@ def makers_of(recipe: Recipe, stage: str) -> list[str]:
 def _said(recipe: Recipe, kind: str, trial: Trial) -> list[object]:
     """What decides the artifact of a trial's stage, beside what is the same for all trials."""
     phases = PHASES[:1] if kind == "pretrain" else PHASES
-    return [trial.seed, *(phase_weights(recipe, trial.variant, phase) for phase in phases)]
+    mixtures = [(phase_weights(recipe, trial.variant, one), phase_weights_from(recipe, trial.variant, one)) for one in phases]
+    return [trial.seed, *mixtures]
 
 
 if __name__ == "__main__":

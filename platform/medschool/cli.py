@@ -11,16 +11,19 @@ from typing import Annotated
 import typer
 
 from medschool import __version__
+from medschool.commands.arguments import AsJson, Overrides, RecipePath, environment, store
+from medschool.commands.export import app as export_app
+from medschool.commands.ledger import app as ledger_app
+from medschool.commands.tokens import app as tokens_app
 from medschool.errors import MedschoolError, RecipeError, ServiceError
 from medschool.recipe import Recipe, load
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-
-RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, such as recipes/quickstart.yaml.")]
-Overrides = Annotated[
-    list[str], typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Override one value of the recipe; repeatable.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+PLAN_WAITS_S = 3.0
+"""How long a plan waits for each answer of the store."""
+app.add_typer(tokens_app)
+app.add_typer(ledger_app)
+app.add_typer(export_app)
 
 
 def main() -> None:
@@ -104,8 +107,8 @@ def fetch(what: Annotated[str, typer.Argument(help="What to bring; `quickstart` 
 
     if what != "quickstart":
         raise RecipeError(f"nothing is known as {what!r}", "use `medschool fetch quickstart`", "fetch")
-    _environment()
-    fetch_quickstart(_store(), state.home(), print)
+    environment()
+    fetch_quickstart(store(), state.home(), print)
 
 
 @app.command()
@@ -114,11 +117,14 @@ def plan(recipe: RecipePath, overrides: Overrides = [], as_json: AsJson = False)
 
     Example: medschool plan recipes/pmc_llama_13b.yaml --json
     """
+    from medschool import storage
     from medschool.plan import make_plan
 
     with contextlib.suppress(ServiceError):  # a plan is made without services too: it says what is missing
-        _environment()
-    made = make_plan(load(recipe, overrides), os.environ.get("MEDSCHOOL_STORE", ""))
+        environment()
+    checked = load(recipe, overrides)
+    with storage.patience(PLAN_WAITS_S):
+        made = make_plan(checked, os.environ.get("MEDSCHOOL_STORE", ""))
     if as_json:
         print(json.dumps(made.as_json(), indent=1))
         return
@@ -147,7 +153,7 @@ def submit(
     place = recipe.resolve().relative_to(root)
     if f"{place.parts[0]}/" in ray_jobs.EXCLUDES:
         raise RecipeError(f"{place.parts[0]}/ does not travel with a job", f"copy it: cp {recipe} {root}/recipes/", str(recipe))
-    _environment()
+    environment()
     arguments = [str(place), *(word for override in overrides for word in ("--set", override))]
     metadata = {
         "recipe": checked.name,
@@ -173,9 +179,9 @@ def results(recipe: RecipePath, overrides: Overrides = []) -> None:  # noqa: B00
 
     Example: medschool results recipes/quickstart.yaml
     """
-    _environment()
+    environment()
     if not _bring_home(load(recipe, overrides)):
-        raise ServiceError("this recipe has left no results", f"run it first: medschool submit {recipe}", _store())
+        raise ServiceError("this recipe has left no results", f"run it first: medschool submit {recipe}", store())
 
 
 def _bring_home(recipe: Recipe) -> list[Path]:
@@ -186,7 +192,7 @@ def _bring_home(recipe: Recipe) -> list[Path]:
 
     folder = state.home() / "results" / recipe.name
     found = []
-    for info in storage.list_files(results_uri(_store(), recipe)):
+    for info in storage.list_files(results_uri(store(), recipe)):
         target = folder / info.uri.rsplit("/", 1)[1]
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(storage.read_bytes(info.uri))
@@ -203,7 +209,7 @@ def status(as_json: AsJson = False) -> None:
     """
     from medschool.cluster.status import status as look
 
-    _environment()
+    environment()
     found = look()
     if as_json:
         print(json.dumps(found, indent=1))
@@ -212,20 +218,6 @@ def status(as_json: AsJson = False) -> None:
         print(
             f"{name:<8} " + ("  ".join(f"{key} {value}" for key, value in part.items()) if isinstance(part, dict) else str(part))
         )
-
-
-def _environment() -> None:
-    """Make the variables that lead to the services this process's own; a service that the user names wins over the local one."""
-    from medschool.cluster import local, state
-
-    os.environ.update(local.environment(state.home()))
-
-
-def _store() -> str:
-    uri = os.environ.get("MEDSCHOOL_STORE", "")
-    if not uri:
-        raise ServiceError("no object store is known", "run `medschool up`, or set MEDSCHOOL_STORE and the AWS_* variables")
-    return uri
 
 
 def _root(recipe: Path) -> Path:

@@ -1,21 +1,32 @@
-"""What a recipe will do, before anything runs: each stage's standing, and the tokens, steps and FLOP of training.
+"""What a recipe will do, before anything runs: each stage's standing, and the tokens, steps, repeats and FLOP of training.
 
-Sizes come from finished token artifacts where there are any, else from `expected_tokens` in the recipe.
+Sizes come from finished token artifacts where there are any (without the rows that are withheld), else from `expected_tokens` in
+the recipe. A variant that would see a source more often than `max_repeats` allows is refused, here and again when it trains.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from medschool import storage
 from medschool.cluster.fit import parameters, shape_of, training_flops
 from medschool.errors import MedschoolError, PlanError, StageError
-from medschool.procedure import PHASES, Phase, counting_weights, phase_weights, resolve_all, row_tokens, training, trials
+from medschool.procedure import (
+    PHASES,
+    Phase,
+    counting_variant,
+    phase_weights,
+    phase_weights_from,
+    resolve_all,
+    row_tokens,
+    training,
+    trials,
+)
 from medschool.recipe import Recipe
 from medschool.recipe.schema import Shape
 from medschool.stage import Resolved
-from medschool.tokens.mixture import Mixture
+from medschool.tokens.mixture import Schedule, Weights
 from medschool.tokens.shards import INDEX, Index, parse_index
 
 
@@ -32,7 +43,12 @@ class Course:
     flops: float | None
     tokens_by_source: dict[str, int]
     repeats_by_source: dict[str, float]
-    """How often each source or set is seen, where its size is known."""
+    """How often each source or set is seen, where its size is known: tokens taken from it, over its tokens."""
+    epochs_by_source: dict[str, int]
+    """How many passes over it end, where its size is known."""
+    weights: Weights
+    weights_from: Mapping[int, Weights]
+    """The curriculum: weights by the number of steps before them."""
 
 
 @dataclass(frozen=True)
@@ -84,17 +100,27 @@ class Plan:
         flops = f", {course.flops:.2g} FLOP" if course.flops else ""
         return [
             f"{course.stage}: {course.steps:,} steps, {course.tokens:,} tokens{flops}",
-            f"    tokens by source (times seen): {seen}",
+            f"    tokens by source (times seen, whole epochs): {seen}",
+            *(f"    {_change(step, weights, course.steps)}" for step, weights in course.weights_from.items()),
         ]
 
 
 def _times(course: Course, source: str) -> str:
-    """` (5 x)`: how often a source of known size is seen."""
-    return f" ({course.repeats_by_source[source]:.3g} x)" if source in course.repeats_by_source else ""
+    """` (5 x, 5)`: how often a source of known size is seen, and how many passes over it end."""
+    known = source in course.repeats_by_source
+    return f" ({course.repeats_by_source[source]:.3g} x, {course.epochs_by_source[source]})" if known else ""
+
+
+def _change(step: int, weights: Weights, steps: int) -> str:
+    parts = ", ".join(f"{name} {part}" for name, part in weights.items())
+    return f"after step {step:,}: {parts}" + ("" if step < steps else "  (this run ends before)")
 
 
 def make_plan(recipe: Recipe, store_uri: str) -> Plan:
-    """Resolve every stage and work out every training. Raises PlanError when the recipe and the model do not fit each other."""
+    """Resolve every stage and work out every training.
+
+    Raises PlanError when the recipe and the model do not fit each other, or a source would be seen more often than it may.
+    """
     shape = check_model(recipe, store_uri)
     resolved = resolve_all(recipe, store_uri)
     rows = {phase: _sizes(recipe, phase, resolved) for phase in PHASES}
@@ -103,11 +129,11 @@ def make_plan(recipe: Recipe, store_uri: str) -> Plan:
     for trial in trials(recipe):
         said: list[object] = []
         for phase in PHASES:
-            if (weights := phase_weights(recipe, trial.variant, phase)) is None:
+            if (schedule := phase_schedule(recipe, trial.variant, phase)) is None:
                 continue
             stage = f"{phase}/{trial.name}"
-            said += [phase, sorted(weights.items()), trial.seed]
-            courses.append(_course(recipe, stage, phase, weights, rows[phase], shape, same.setdefault(str(said), stage)))
+            said += [phase, schedule.weights, schedule.weights_from, trial.seed]
+            courses.append(_course(recipe, stage, phase, schedule, rows[phase], shape, same.setdefault(str(said), stage)))
     return Plan(recipe, resolved, tuple(courses), parameters(shape) if shape else None)
 
 
@@ -156,13 +182,48 @@ def phase_steps(recipe: Recipe, phase: Phase, rows: Mapping[str, int | None]) ->
     counted = rows[spec.length.epochs_of]
     if counted is None:
         return None
-    mixture = Mixture(counting_weights(recipe, phase), spec.batch_rows)
-    return mixture.batches_for(spec.length.epochs_of, spec.length.epochs * counted)
+    variant = counting_variant(recipe, phase)
+    schedule = phase_schedule(recipe, variant, phase)
+    assert schedule is not None
+    steps = schedule.batches_for(spec.length.epochs_of, spec.length.epochs * counted)
+    if steps is None:
+        raise PlanError(
+            f"the curriculum of {variant} stops taking {spec.length.epochs_of} before {spec.length.epochs} epochs of it are over",
+            f"keep it in the last weights of variants.{variant}.weights_from, or give {phase}.length.steps",
+            f"{phase}.length.epochs_of",
+        )
+    return steps
 
 
-def check_rows(weights: dict[str, int], phase: Phase, rows: Mapping[str, int | None]) -> None:
+def phase_schedule(recipe: Recipe, variant: str, phase: Phase) -> Schedule | None:
+    """The mixture of a phase over all its steps; None when the variant has no such phase."""
+    weights = phase_weights(recipe, variant, phase)
+    if weights is None:
+        return None
+    return Schedule(weights, training(recipe, phase).batch_rows, phase_weights_from(recipe, variant, phase))
+
+
+def check_repeats(
+    recipe: Recipe, stage: str, phase: Phase, schedule: Schedule, steps: int, rows: Mapping[str, int | None]
+) -> None:
+    """Raise PlanError when so many steps are more passes over the `rows` of a source or set than `max_repeats` allows.
+
+    The batch that fills the last pass may go over it, as it does where a length is given in epochs.
+    """
+    taken, without_last = schedule.rows_before(steps), schedule.rows_before(steps - 1)
+    for name, cap in training(recipe, phase).max_repeats.items():
+        size, needed = rows.get(name), taken.get(name, 0)
+        if size and needed > cap * size <= without_last[name]:
+            raise PlanError(
+                f"would see {name} {needed / size:.4g} times ({needed:,} rows, it has {size:,}); the cap is {cap:g}",
+                f"train fewer steps, lower its weight, add text to it, or raise {phase}.max_repeats.{name}",
+                stage,
+            )
+
+
+def check_rows(names: Iterable[str], phase: Phase, rows: Mapping[str, int | None]) -> None:
     """Raise StageError when a source or set of the mixture has no full row."""
-    for name in weights:
+    for name in names:
         if rows[name] == 0:
             section, length = ("sources", "tokens") if phase == "pretrain" else ("instructions", "chats")
             raise StageError(
@@ -177,22 +238,22 @@ def _sizes(recipe: Recipe, phase: Phase, resolved: dict[str, Resolved]) -> dict[
     expected = {
         name: spec.expected_tokens // recipe.tokens.row_tokens for name, spec in recipe.sources.items() if spec.expected_tokens
     }
-    return {
-        name: rows if (rows := _stored_rows(resolved[f"tokens/{name}"])) is not None else expected.get(name)
-        for name in recipe.sources
-    }
+    stored = {name: _stored_rows(resolved[f"tokens/{name}"], resolved.get(f"withheld/{name}")) for name in recipe.sources}
+    return {name: expected.get(name) if rows is None else rows for name, rows in stored.items()}
 
 
-def _stored_rows(resolved: Resolved) -> int | None:
-    index = read_index(resolved)
-    return None if index is None else index.rows
+def _stored_rows(tokens: Resolved, withheld: Resolved | None = None) -> int | None:
+    """Rows that can be trained on; None before they are made."""
+    index = read_index(tokens)
+    kept_out = withheld.artifact.facts["rows"] if withheld and withheld.artifact else 0
+    return None if index is None else index.rows - int(kept_out)
 
 
 def _course(
     recipe: Recipe,
     stage: str,
     phase: Phase,
-    weights: dict[str, int],
+    schedule: Schedule,
     rows: dict[str, int | None],
     shape: Shape | None,
     first: str,
@@ -200,10 +261,10 @@ def _course(
     shared = None if first == stage else first
     steps = phase_steps(recipe, phase, rows)
     if steps is None:
-        return Course(stage, shared, None, None, None, {}, {})
-    length, batch_rows = row_tokens(recipe, phase), training(recipe, phase).batch_rows
-    taken = Mixture(weights, batch_rows).rows_before(steps)
-    tokens = steps * batch_rows * length
+        return Course(stage, shared, None, None, None, {}, {}, {}, schedule.weights, schedule.weights_from)
+    length, taken = row_tokens(recipe, phase), schedule.rows_before(steps)
+    check_repeats(recipe, stage, phase, schedule, steps, rows)
+    tokens = steps * schedule.batch_rows * length
     return Course(
         stage=stage,
         shared_with=shared,
@@ -212,4 +273,7 @@ def _course(
         flops=training_flops(shape, tokens) if shape else None,
         tokens_by_source={name: count * length for name, count in taken.items()},
         repeats_by_source={name: round(count / size, 3) for name, count in taken.items() if (size := rows[name])},
+        epochs_by_source={name: count // size for name, count in taken.items() if (size := rows[name])},
+        weights=schedule.weights,
+        weights_from=schedule.weights_from,
     )

@@ -1,6 +1,8 @@
 """The order of stages as data: what each one makes, from what, and which recipe sections decide its content.
 
     raw files --corpus/<source>--> documents --tokens/<source>--> rows + held-out documents
+    documents of all sources --duplicates--> those that tokens/<source> leaves out
+    documents + items --overlap/<source>--> documents that hold an item --withheld/<source>--> rows that are not trained on
     raw files --exams/<exam>--> items        raw files + items --instructions/<set>--> conversations --chats/<set>--> rows
     raw model --model--> weights, --tokenizer--> tokenizer          rows of the candidate --probes--> facts and their twins
 
@@ -21,7 +23,7 @@ from medschool import storage
 from medschool.artifact import digest_of
 from medschool.errors import MedschoolError
 from medschool.recipe import Recipe
-from medschool.recipe.schema import Training
+from medschool.recipe.schema import Source, Training
 from medschool.stage import Resolved, Stage, resolve
 
 Phase = Literal["pretrain", "instruct"]
@@ -70,7 +72,9 @@ def stages(recipe: Recipe) -> tuple[Stage, ...]:
         "variants": {name: _json(variant) for name, variant in recipe.variants.items()},
         "seed": recipe.seed,
     }
-    return (*made, Stage("verdict", verdict, _same(f"evaluate/{trial.name}" for trial in trials(recipe)), version=2))
+    checked = [f"{kind}/{name}" for kind in ("overlap", "withheld") for name in withheld_sources(recipe)]
+    read = _same([*(f"evaluate/{trial.name}" for trial in trials(recipe)), *checked])
+    return (*made, Stage("verdict", verdict, read, version=3))
 
 
 def _exams(recipe: Recipe) -> list[Stage]:
@@ -100,7 +104,7 @@ def _chats(recipe: Recipe) -> list[Stage]:
     rows = {"chats": _json(recipe.chats), "seed": recipe.seed}
     heldout = [f"tokens/{name}" for name in recipe.sources]
     return [
-        Stage(f"chats/{name}", rows, _same([f"instructions/{name}", "tokenizer", *heldout]), version=2)
+        Stage(f"chats/{name}", rows, _same([f"instructions/{name}", "tokenizer", *heldout]), version=3)
         for name in recipe.instructions
     ]
 
@@ -108,21 +112,61 @@ def _chats(recipe: Recipe) -> list[Stage]:
 def _texts(recipe: Recipe) -> list[Stage]:
     made = []
     for name, source in recipe.sources.items():
-        text = {
-            "source": {"name": name, "files": _json(source)["files"], "licences": sorted(source.licences)},
-            "clean": _json(recipe.clean),
-        }
-        made.append(Stage(f"corpus/{name}", text, raw=tuple(files.uri for files in source.files)))
+        raw = tuple(files.uri for files in source.files) + ((source.retracted,) if source.retracted else ())
+        made.append(Stage(f"corpus/{name}", _documents(recipe, name, source), raw=raw, version=2))
+    for name in _duplicates(recipe):
+        copies = {"near_duplicates": _json(recipe.near_duplicates)}
+        made.append(Stage(name, copies, _same(f"corpus/{source}" for source in recipe.sources)))
     for name in recipe.sources:
         rows = {"tokens": _json(recipe.tokens), "seed": recipe.seed}
-        made.append(Stage(f"tokens/{name}", rows, _same([f"corpus/{name}", "tokenizer"]), version=2))
+        made.append(Stage(f"tokens/{name}", rows, _same([f"corpus/{name}", "tokenizer", *_duplicates(recipe)]), version=3))
+    return [*made, *_withheld(recipe)]
+
+
+def _withheld(recipe: Recipe) -> list[Stage]:
+    """What keeps the exams out of training; nothing in the recipe decides it but the exams and the documents themselves."""
+    exams, made = [f"exams/{name}" for name in recipe.exams], []
+    for name in withheld_sources(recipe):
+        made.append(Stage(f"overlap/{name}", {}, _same([f"corpus/{name}", *exams])))
+        made.append(Stage(f"withheld/{name}", {}, _same([f"tokens/{name}", f"overlap/{name}"])))
     return made
 
 
-def probed_weights(recipe: Recipe) -> dict[str, int]:
-    """Mixture of the gate's first candidate: the probes ask about text that it was trained on."""
+def withheld_sources(recipe: Recipe) -> list[str]:
+    """Sources that are checked against the exams: those that any variant trains on; none where there is no exam."""
+    trained = {name for variant in recipe.variants for name in phase_sources(recipe, variant, "pretrain")}
+    return [name for name in recipe.sources if name in trained and recipe.exams]
+
+
+def _read(recipe: Recipe, rows: str, names: Iterable[str]) -> list[str]:
+    """Stages that hold the rows of these sources or sets, and those that say which of the rows are not to be read."""
+    known = withheld_sources(recipe) if rows == "tokens" else []
+    names = sorted(names)
+    return [*(f"{rows}/{name}" for name in names), *(f"withheld/{name}" for name in names if name in known)]
+
+
+def _documents(recipe: Recipe, name: str, source: Source) -> dict[str, Any]:
+    """What decides the documents of a source. A budget of what may be broken is left out: it stops a run, it changes none."""
+    clean = _json(recipe.clean, "bad_files")
+    if recipe.clean.identifiers is not None:
+        clean["identifiers"] = _json(recipe.clean.identifiers, "max_quarantined_share")
+    for names in ("off", "languages"):
+        clean[names] = clean[names] and sorted(clean[names])
+    text = {"source": {"name": name, **_json(source, "expected_tokens"), "licences": sorted(source.licences)}, "clean": clean}
+    if recipe.canaries is not None and recipe.canaries.source == name:
+        text |= {"canaries": _json(recipe.canaries), "seed": recipe.seed}
+    return text
+
+
+def _duplicates(recipe: Recipe) -> list[str]:
+    """The stage that finds near-duplicates over all sources, where the recipe has one."""
+    return [] if recipe.near_duplicates is None else ["duplicates"]
+
+
+def probed_variant(recipe: Recipe) -> str:
+    """The gate's first candidate: the probes ask about text that it was trained on."""
     assert recipe.gate is not None
-    return recipe.variants[recipe.gate.candidates[0]].weights or {}
+    return recipe.gate.candidates[0]
 
 
 def _probes(recipe: Recipe) -> list[Stage]:
@@ -133,12 +177,12 @@ def _probes(recipe: Recipe) -> list[Stage]:
         "probes": _json(recipe.probes),
         "length": _json(spec.length),
         "batch_rows": spec.batch_rows,
-        "weights": probed_weights(recipe),
+        "weights": _mixtures(recipe, probed_variant(recipe), "pretrain"),
         "seed": recipe.seed,
         "train_seeds": list(recipe.train_seeds),
     }
-    rows = sorted({*probed_weights(recipe), *_counted(recipe, "pretrain")})
-    return [Stage("probes", phase | _counting(recipe, "pretrain"), _same([*(f"tokens/{name}" for name in rows), "tokenizer"]))]
+    names = {*phase_sources(recipe, probed_variant(recipe), "pretrain"), *_counted(recipe, "pretrain")}
+    return [Stage("probes", phase | _counting(recipe, "pretrain"), _same([*_read(recipe, "tokens", names), "tokenizer"]))]
 
 
 def _trial(recipe: Recipe, trial: Trial) -> list[Stage]:
@@ -149,9 +193,15 @@ def _trial(recipe: Recipe, trial: Trial) -> list[Stage]:
         weights = phase_weights(recipe, trial.variant, phase)
         if weights is None:
             continue
-        spec = {phase: _json(training(recipe, phase)), "weights": weights, "dtype": recipe.model.dtype, "seed": trial.seed}
-        read = _same(f"{rows}/{name}" for name in sorted({*weights, *_counted(recipe, phase)}))
-        made.append(Stage(f"{phase}/{trial.name}", spec | _counting(recipe, phase), {"model": model, **read}, version=2))
+        spec = {
+            phase: _json(training(recipe, phase), "max_repeats"),  # a cap stops a run, it changes none
+            "weights": weights,
+            "weights_from": phase_weights_from(recipe, trial.variant, phase),
+            "dtype": recipe.model.dtype,
+            "seed": trial.seed,
+        }
+        read = _same(_read(recipe, rows, {*phase_sources(recipe, trial.variant, phase), *_counted(recipe, phase)}))
+        made.append(Stage(f"{phase}/{trial.name}", spec | _counting(recipe, phase), {"model": model, **read}, version=3))
         model = f"{phase}/{trial.name}"
     read = _same([*(f"tokens/{name}" for name in recipe.sources), *(f"exams/{name}" for name in recipe.exams)])
     if recipe.probes is not None:
@@ -180,6 +230,17 @@ def phase_weights(recipe: Recipe, variant: str, phase: Phase) -> dict[str, int] 
     return found.weights if phase == "pretrain" else found.instructions
 
 
+def phase_weights_from(recipe: Recipe, variant: str, phase: Phase) -> dict[int, dict[str, int]]:
+    """The curriculum of a variant in a phase: other weights, by the number of steps before them; only `pretrain` has any."""
+    return recipe.variants[variant].weights_from if phase == "pretrain" else {}
+
+
+def phase_sources(recipe: Recipe, variant: str, phase: Phase) -> list[str]:
+    """Every source or set that a variant reads in a phase, at whatever step, sorted; none when it has no such phase."""
+    first = phase_weights(recipe, variant, phase) or {}
+    return sorted({*first, *(name for later in phase_weights_from(recipe, variant, phase).values() for name in later)})
+
+
 def row_tokens(recipe: Recipe, phase: Phase) -> int:
     """Length of a training row of a phase, in tokens."""
     if phase == "pretrain":
@@ -194,14 +255,18 @@ def _counted(recipe: Recipe, phase: Phase) -> list[str]:
 
 
 def _counting(recipe: Recipe, phase: Phase) -> dict[str, Any]:
-    return {"counting_weights": counting_weights(recipe, phase)} if _counted(recipe, phase) else {}
+    return {"counting_weights": _mixtures(recipe, counting_variant(recipe, phase), phase)} if _counted(recipe, phase) else {}
 
 
-def counting_weights(recipe: Recipe, phase: Phase) -> dict[str, int]:
-    """Weights of the first variant that trains on what counts a phase's epochs; they set the length of all variants."""
+def counting_variant(recipe: Recipe, phase: Phase) -> str:
+    """The first variant that trains on what counts a phase's epochs; its mixture sets the length of all variants."""
     counted = training(recipe, phase).length.epochs_of
-    mixtures = [phase_weights(recipe, name, phase) or {} for name in recipe.variants]
-    return next(weights for weights in mixtures if counted in weights)
+    return next(name for name in recipe.variants if counted in phase_sources(recipe, name, phase))
+
+
+def _mixtures(recipe: Recipe, variant: str, phase: Phase) -> list[Any]:
+    """What a variant is trained on in a phase: its weights, and those of its curriculum."""
+    return [phase_weights(recipe, variant, phase), phase_weights_from(recipe, variant, phase)]
 
 
 def _same(names: Iterable[str]) -> dict[str, str]:

@@ -1,5 +1,7 @@
 """The rows that travel between stages: a document, a conversation, an exam item, a probe, and a thing that was dropped.
 
+A draft does not travel: it is what a reader hands to the corpus steps, which make a document of it.
+
 Stages exchange Parquet files with exactly these columns, so any reader (pyarrow, DuckDB, pandas) can check them.
 """
 
@@ -8,6 +10,36 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class Span:
+    """A marked part of a draft: `text[start:end]`, in characters. Spans may nest and overlap."""
+
+    kind: str
+    """What it is, by the name of the corpus step that removes it: `authors`, `references`, `citation`..."""
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A document as a reader found it, with nothing taken out: what goes is for the corpus steps to decide, and to count."""
+
+    id: str
+    source: str
+    text: str
+    """Paragraphs apart by a blank line; a heading is a line `## Methods` in front of its section."""
+    title: str
+    licence: str
+    year: int | None
+    article_type: str
+    uri: str
+    spans: tuple[Span, ...] = ()
+    language: str = ""
+    """As the file states it, a code of ISO 639 such as `en` or `eng`; empty where it states none."""
+    retracted: bool = False
+    """Whether the file itself says so."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +60,8 @@ class Document:
     """`abstract`, `research-article`, `definition`, `prose`..."""
     uri: str
     """The raw file it came from."""
+    retrieved: str = ""
+    """Day on which that file was retrieved, as the recipe states it: `2026-11-22`; empty where it does not."""
     sha256: str = ""
 
 
@@ -41,6 +75,7 @@ DOCUMENT_SCHEMA = pa.schema(
         ("year", pa.int32()),
         ("article_type", pa.string()),
         ("uri", pa.string()),
+        ("retrieved", pa.string()),
         ("sha256", pa.string()),
     ]
 )

@@ -5,28 +5,38 @@ A location is a URI: `s3://bucket/prefix/key`, or an absolute local path. S3 set
 
 Two rules hold everywhere: existence is decided by a key, never by a "directory" (prefixes linger after their last object), and
 a file that must be written once is written with `put_if_absent`, which is atomic on S3 (If-None-Match) and on POSIX (link).
+
+A store that is slow, busy, silent or away is asked again, with growing random waits, for PATIENCE_S; then comes a StorageError.
+A store that refuses, or that has no such key, is not asked twice. An answer that is shorter than its Content-Range says is a
+failed answer too. All retries are made here, by `guard`: those of botocore and s3fs, three layers that multiply, are off.
 """
 
 import functools
-import gzip
 import hashlib
 import io
+import logging
 import os
+import random
+import re
 import shutil
 import time
 import uuid
-import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, TypeVar
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
-from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+from aiobotocore.session import AioSession
+from aiohttp import ClientError as HttpError
+from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, IncompleteReadError
 from botocore.exceptions import ConnectionError as BotoConnectionError
+from botocore.parsers import ResponseParserError
 
 from medschool.errors import InputError, StorageError
 
@@ -37,6 +47,19 @@ CHUNK_BYTES = 8 * 2**20
 PART_BYTES = 16 * 2**20
 """Part of an upload; COPY_THREADS files with two parts each are in memory at once."""
 CONFLICT_WAITS_S = (0.1, 0.3, 1.0, 3.0)
+WRITER = "medschool-writer"
+RAW_BUFFER_BYTES = 2**20
+PACKINGS = {".gz": "gzip", ".tgz": "gzip", ".zst": "zstd"}
+"""How a raw file is packed, by the end of its name."""
+PATIENCE_S = 120.0
+"""How long a store that fails is asked again: outages of a minute are survived."""
+_asked_s: ContextVar[float | None] = ContextVar("asked_s", default=None)
+LONGEST_WAIT_S = 8.0
+READ_TIMEOUT_S = 20.0
+"""Silence on a connection after which it is given up."""
+NO_ANSWER = (HTTPClientError, BotoConnectionError, IncompleteReadError, HttpError, ConnectionError, TimeoutError)
+BUSY = {"SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "Throttling", "500", "502", "503", "504"}
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -64,32 +87,83 @@ def filesystem(uri: str) -> fsspec.AbstractFileSystem:
     return _s3(os.environ.get("AWS_ENDPOINT_URL", ""), os.getpid()) if is_s3(uri) else fsspec.filesystem("file")
 
 
+@contextmanager
+def patience(seconds: float) -> Iterator[None]:
+    """Ask a failing store no longer than this, in place of PATIENCE_S: for questions that a person waits for."""
+    before = _asked_s.set(seconds)
+    try:
+        yield
+    finally:
+        _asked_s.reset(before)
+
+
 @functools.cache
 def _s3(endpoint_url: str, pid: int) -> fsspec.AbstractFileSystem:
-    retries = {"retries": {"max_attempts": 5, "mode": "standard"}, "connect_timeout": 5, "read_timeout": 60}
-    return fsspec.filesystem(
-        "s3", use_listings_cache=False, skip_instance_cache=True, config_kwargs=retries, default_block_size=CHUNK_BYTES
+    session = AioSession()
+    session.register("after-call.s3.GetObject", _check_length)
+    settings = {"retries": {"total_max_attempts": 1}, "connect_timeout": 5, "read_timeout": READ_TIMEOUT_S}
+    fs = fsspec.filesystem(
+        "s3",
+        session=session,
+        use_listings_cache=False,
+        skip_instance_cache=True,
+        config_kwargs=settings,
+        default_block_size=CHUNK_BYTES,
     )
+    fs.retries = 1
+    return fs
+
+
+def _check_length(parsed: dict[str, Any], **_: Any) -> None:
+    """Refuse an answer whose Content-Length is not that of its Content-Range: a body cut short on its way looks whole."""
+    found = re.fullmatch(r"bytes (\d+)-(\d+)/.*", parsed.get("ContentRange", ""))
+    if found and int(found[2]) + 1 - int(found[1]) != parsed["ContentLength"]:
+        expected = int(found[2]) + 1 - int(found[1])
+        raise IncompleteReadError(actual_bytes=parsed["ContentLength"], expected_bytes=expected)
 
 
 def guard(call: Callable[..., T]) -> Callable[..., T]:
-    """Turn what botocore and s3fs raise in `call(uri, ...)` into a StorageError with a remedy.
+    """Ask again where botocore, s3fs and aiohttp say in `call(uri, ...)` that the store failed; then StorageError with a remedy.
 
-    A missing key stays FileNotFoundError. For callers that keep a file of `filesystem` open and read from it.
+    The whole call is repeated, so it must be one that may be: all verbs here are. A missing key stays FileNotFoundError.
     """
 
     @functools.wraps(call)
     def guarded(uri: str, *args: Any, **kwargs: Any) -> T:
-        try:
-            return call(uri, *args, **kwargs)
-        except FileNotFoundError:
-            raise
-        except (ClientError, BotoCoreError, OSError) as error:
-            if not is_s3(uri):
-                raise
-            raise _explain(error, uri) from error
+        return _patiently(lambda: call(uri, *args, **kwargs), uri)
 
     return guarded
+
+
+def _patiently(call: Callable[[], T], uri: str) -> T:
+    waits = _waits()
+    while True:
+        try:
+            return call()
+        except FileNotFoundError:
+            raise
+        except (ClientError, BotoCoreError, HttpError, ResponseParserError, OSError) as error:
+            if not is_s3(uri):
+                raise
+            wait_s = next(waits, None) if _may_pass(error) else None
+            if wait_s is None:
+                raise _explain(error, uri) from error
+            log.log(logging.WARNING if wait_s > 1 else logging.DEBUG, "%s: %s; asked again in %.1f s", uri, error, wait_s)
+        time.sleep(wait_s)
+
+
+def _waits() -> Iterator[float]:
+    """Seconds to wait before each further try: random, so that many workers do not come back at once, up to twice as long each
+    time, until the patience is at its end."""
+    limit, longest = time.monotonic() + (_asked_s.get() or PATIENCE_S), 0.2
+    while (left := limit - time.monotonic()) > 0:
+        yield min(left, random.uniform(longest / 2, longest))
+        longest = min(2 * longest, LONGEST_WAIT_S)
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether the store failed, rather than refused."""
+    return isinstance(error, (*NO_ANSWER, ResponseParserError)) or _code(error) in BUSY
 
 
 def _code(error: BaseException) -> str:
@@ -117,7 +191,7 @@ def _explain(error: Exception, uri: str) -> StorageError:
         return StorageError(
             "no S3 credentials found", "run `medschool up`, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY", uri
         )
-    if isinstance(error, HTTPClientError | BotoConnectionError | ConnectionError | TimeoutError):
+    if isinstance(error, NO_ANSWER):
         return StorageError(
             f"{endpoint} does not answer ({error})", "run `medschool doctor`; start the store with `medschool up`", uri
         )
@@ -126,25 +200,63 @@ def _explain(error: Exception, uri: str) -> StorageError:
 
 @guard
 def read_bytes(uri: str) -> bytes:
-    """Whole content. Raises FileNotFoundError when the key does not exist, StorageError when the store fails."""
-    data: bytes = filesystem(uri).cat_file(uri)
+    """Whole content. Raises FileNotFoundError when the key does not exist, StorageError when the store fails.
+
+    Asked for as a range, because only the answer to a range says how long the object is.
+    """
+    try:
+        data: bytes = filesystem(uri).cat_file(uri, start=0)
+    except (ClientError, OSError) as error:
+        if _code(error) not in {"InvalidRange", "416"}:
+            raise
+        return b""
     return data
 
 
-def read_raw(uri: str, name: str) -> bytes:
-    """A raw input file, unpacked where it ends in `.gz`. Raises InputError at `name` when it is not a whole gzip file."""
-    data = read_bytes(uri)
-    if not uri.endswith(".gz"):
-        return data
-    try:
-        return gzip.decompress(data)
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"not a whole gzip file ({error})", "fetch the file again", name) from error
+def open_raw(uri: str, name: str) -> BinaryIO:
+    """A raw input file as a buffered binary stream, unpacked on the way where it ends in `.gz`, `.tgz` or `.zst`.
+
+    Memory: one block of CHUNK_BYTES, and for `.zst` its window of at most 128 MiB; never the file. A file that is not packed is
+    seekable. Raises FileNotFoundError when the key does not exist; when read, StorageError where the store fails, and
+    InputError at `name` where the packing is damaged or cut short.
+    """
+    stored = open_binary(uri)
+    packing = PACKINGS.get(PurePosixPath(uri).suffix)
+    return io.BufferedReader(_Unpacked(stored, packing, name), RAW_BUFFER_BYTES) if packing else stored
+
+
+class _Unpacked(io.RawIOBase):
+    """What `stored` holds, unpacked by Arrow, which tells a stream that was cut short from a whole one (zstandard does not)."""
+
+    def __init__(self, stored: BinaryIO, packing: str, name: str) -> None:
+        self._stored, self._packing, self._name = stored, packing, name
+        self._stream = pa.CompressedInputStream(pa.PythonFile(stored, mode="r"), packing)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            data = self._stream.read(len(buffer))
+        except (OSError, pa.ArrowException) as error:
+            if isinstance(error, OSError) and error.errno is not None:  # the disk's error, not the decompressor's
+                raise
+            raise InputError(f"not a whole {self._packing} file ({error})", "fetch the file again", self._name) from error
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._stored.close()
+        super().close()
 
 
 def read_parquet(uri: str, columns: list[str] | None = None) -> pa.Table:
-    """A whole Parquet file, or some of its columns."""
-    return pq.read_table(io.BytesIO(read_bytes(uri)), columns=columns)
+    """A whole Parquet file, or some of its columns. Raises InputError when it is none."""
+    data = read_bytes(uri)
+    try:
+        return pq.read_table(pa.BufferReader(data), columns=columns)
+    except (pa.ArrowException, OSError) as error:  # what Arrow raises over bytes in memory is about the bytes
+        raise InputError(f"not a whole Parquet file ({error})", "make it again, or restore the object", uri) from error
 
 
 @guard
@@ -152,6 +264,45 @@ def read_range(uri: str, start_byte: int, stop_byte: int) -> bytes:
     """Bytes [start_byte, stop_byte) of a file."""
     data: bytes = filesystem(uri).cat_file(uri, start=start_byte, end=stop_byte)
     return data
+
+
+def open_binary(uri: str) -> io.BufferedReader:
+    """A seekable stream of one key, fetched CHUNK_BYTES at a time; every fetch has the patience of `guard`.
+
+    A stream that fsspec opens has none: it must not be used for reading long files from S3.
+    """
+    return io.BufferedReader(_Ranges(uri, _size(uri)), CHUNK_BYTES) if is_s3(uri) else open(uri, "rb")
+
+
+@guard
+def _size(uri: str) -> int:
+    return int(filesystem(uri).info(uri)["size"])
+
+
+class _Ranges(io.RawIOBase):
+    """One key as a raw stream of range requests."""
+
+    def __init__(self, uri: str, size_bytes: int) -> None:
+        self._uri, self._size, self._at = uri, size_bytes, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence])
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        stop = min(self._at + len(buffer), self._size)
+        if stop <= self._at:
+            return 0
+        data = read_range(self._uri, self._at, stop)
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
 
 
 @guard
@@ -167,9 +318,12 @@ def write_bytes(uri: str, data: bytes) -> None:
     os.replace(part, path)
 
 
-@guard
 def put_if_absent(uri: str, data: bytes) -> bool:
-    """Write one key unless it exists; True when this call wrote it. Exactly one of several racing writers wins."""
+    """Write one key unless it exists; True when this call wrote it. Exactly one of several racing writers wins.
+
+    The key carries the name of its writer: where the answer to a write was lost, or the write was sent twice on its way, the
+    key is there by this very call, and the refusal that comes back is no lost race.
+    """
     if is_s3(uri):
         return _put_new_key(uri, data)
     path = Path(uri)
@@ -190,21 +344,26 @@ def put_if_absent(uri: str, data: bytes) -> bool:
 
 def _put_new_key(uri: str, data: bytes) -> bool:
     """S3 answers 412 when the key is there, and 409 when another write is under way: nobody has won yet, so try again."""
-    fs = filesystem(uri)
+    fs, writer = filesystem(uri), uuid.uuid4().hex
     bucket, key, _ = fs.split_path(uri)
     waits = iter(CONFLICT_WAITS_S)
-    while True:
-        try:
-            fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
-            return True
-        except (ClientError, OSError) as error:
-            code = _code(error)
-            if code in {"PreconditionFailed", "412"}:
-                return False
-            wait_s = next(waits, None) if code in {"ConditionalRequestConflict", "409"} else None
-            if wait_s is None:
-                raise
-        time.sleep(wait_s)
+
+    def put() -> bool:
+        while True:
+            try:
+                fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data, IfNoneMatch="*", Metadata={WRITER: writer})
+                return True
+            except (ClientError, OSError) as error:
+                code = _code(error)
+                if code in {"PreconditionFailed", "412"}:
+                    there = fs.call_s3("head_object", Bucket=bucket, Key=key)
+                    return bool(there.get("Metadata", {}).get(WRITER) == writer)
+                wait_s = next(waits, None) if code in {"ConditionalRequestConflict", "409"} else None
+                if wait_s is None:
+                    raise
+            time.sleep(wait_s)
+
+    return _patiently(put, uri)
 
 
 @guard
@@ -292,16 +451,29 @@ def upload(uri: str, local: Path) -> None:
     os.replace(part, uri)
 
 
-@guard
 def download(uri: str, local: Path) -> None:
     """Copy one key to a local file; the file appears under its name only when it is whole."""
     local.parent.mkdir(parents=True, exist_ok=True)
     part = local.with_name(f".{local.name}.{uuid.uuid4().hex}.part")
     try:
-        filesystem(uri).get_file(uri, str(part))
+        if is_s3(uri):
+            _download_ranges(uri, part)
+        else:
+            shutil.copyfile(uri, part)
         os.replace(part, local)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _download_ranges(uri: str, part: Path) -> None:
+    """Ranges of CHUNK_BYTES, two at a time, each fetched with the patience of `guard` and put into its place."""
+    size = _size(uri)
+    with part.open("wb") as file, ThreadPoolExecutor(2) as pool:
+
+        def fetch(start: int) -> None:
+            os.pwrite(file.fileno(), read_range(uri, start, min(start + CHUNK_BYTES, size)), start)
+
+        list(pool.map(fetch, range(0, size, CHUNK_BYTES)))
 
 
 def map_files(call: Callable[[T], Any], items: list[T]) -> None:
@@ -321,10 +493,9 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-@guard
 def size_and_sha256(uri: str) -> tuple[int, str]:
     """Size in bytes and hex sha256 of one key, read in chunks. Raises FileNotFoundError when it does not exist."""
-    with filesystem(uri).open(uri, "rb") as file:
+    with open_binary(uri) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return int(file.tell()), digest
 

@@ -23,9 +23,10 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from medschool.errors import StageError
-from medschool.tokens.on_ray import OrderedData
+from medschool.tokens.on_ray import READ_AHEAD, READ_AHEAD_BYTES, READERS_A_RANK, OrderedData, blocks
 from medschool.tokens.order import Order, RowRef
-from medschool.tokens.shards import ipc_bytes, rows_schema
+from medschool.tokens.pack import Rows
+from medschool.tokens.shards import ipc_bytes, rows_schema, rows_table
 from medschool.tokens.stream import Feed, rank_rows, rank_slice, read_block
 from medschool.train.checkpoint import Position
 from medschool.train.loop import train
@@ -34,6 +35,7 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not ha
 
 ROW_TOKENS, BATCH_ROWS, BATCHES, MIDDLE = 16, 5, 24, 11
 SHARD_ROWS = {"books": (7, 5, 9), "papers": (6, 4)}
+PREFETCH = 2
 ORDER = Order({"books": 3, "papers": 1}, BATCH_ROWS, SHARD_ROWS, seed=11)
 
 
@@ -126,6 +128,53 @@ def test_every_rank_gets_its_slice_of_every_batch_in_order(
 
 def places(ref: RowRef) -> tuple[int, str, int, int]:
     return ref.global_index, ref.source, ref.shard, ref.row
+
+
+class NotedOrder(Order):
+    """The same order; every batch that is asked for, once by each read, leaves a line in a file."""
+
+    notes: str
+
+    def batch(self, index: int) -> list[RowRef]:
+        with Path(self.notes).open("a") as file:
+            file.write(f"{index}\n")
+        return super().batch(index)
+
+
+@ray.remote(num_cpus=0.1)
+class Consumer:
+    """A rank that takes one batch and then, when it is told to, the others."""
+
+    def take_one(self, part: Any, rows: int) -> int:
+        self.batches = iter(part.iter_batches(batch_size=rows, batch_format="pyarrow", prefetch_batches=PREFETCH))
+        return int(next(self.batches).num_rows)
+
+    def take_all(self) -> int:
+        return sum(1 for _ in self.batches)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_no_more_is_read_than_the_bound_says(tmp_path: Path) -> None:
+    """While two ranks do nothing with their first batch, the reads of a run of 80 batches come to a rest far before its end."""
+    ranks, rows, batches, row_tokens = 2, 32, 80, 2**15
+    tokens = np.random.default_rng(1).integers(0, 60_000, (256, row_tokens)).astype(np.uint16)
+    path = tmp_path / "shard.arrow"
+    path.write_bytes(
+        ipc_bytes(rows_table(Rows(tokens, np.ones(tokens.shape, bool), [["x"]] * 256, [[row_tokens]] * 256, 0), tokens.dtype))
+    )
+    order = NotedOrder({"x": 1}, rows, {"x": (256,)}, seed=1)
+    object.__setattr__(order, "notes", str(tmp_path / "notes"))
+    parts = blocks(Feed(order, {"x": (str(path),)}, row_tokens, "uint16"), 0, batches, ranks).streaming_split(ranks, equal=True)
+    consumers = [Consumer.remote() for _ in range(ranks)]
+    sizes = ray.get([consumer.take_one.remote(part, rows // ranks) for consumer, part in zip(consumers, parts, strict=True)])
+    read, before = len((tmp_path / "notes").read_text().splitlines()), 0
+    while read != before:
+        time.sleep(4)
+        before, read = read, len((tmp_path / "notes").read_text().splitlines())
+    assert rows * row_tokens * 2 * READ_AHEAD >= READ_AHEAD_BYTES
+    assert sizes == [rows // ranks] * ranks
+    assert ranks * READ_AHEAD <= read <= ranks * (READ_AHEAD + READERS_A_RANK + 1 + PREFETCH) < ranks * batches / 4
+    assert ray.get([consumer.take_all.remote() for consumer in consumers]) == [batches - 1] * ranks
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import lxml.html
@@ -22,13 +23,17 @@ from jobs.study import study
 from medschool import artifact
 from medschool.ablate.report import mlflow_metrics
 from medschool.board import Board, printing
+from medschool.corpus.admit import terms_of
+from medschool.corpus.canaries import canary_documents
+from medschool.corpus.parts import parts_of, read_part
 from medschool.errors import InputError, PlanError, StageError
 from medschool.procedure import results_uri
 from medschool.recipe import load
+from medschool.stage import fingerprint_in, raw_listing
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 LINES: list[str] = []
-STAGES = ("model", "tokenizer", "exams", "instructions", "corpus", "tokens", "chats", "probes")
+STAGES = ("model", "tokenizer", "exams", "instructions", "corpus", "tokens", "overlap", "withheld", "chats", "probes")
 BOARD: Board
 
 
@@ -129,20 +134,62 @@ def test_a_corpus_that_is_empty_after_filtering_says_why(tiny_store: Path) -> No
         run.make("corpus")
 
 
-def test_a_corrupt_file_is_named_and_nothing_is_finished(tiny_store: Path, tmp_path: Path) -> None:
+def test_a_corrupt_file_is_quarantined_and_past_the_budget_it_is_named_and_nothing_is_finished(tmp_path: Path) -> None:
     from tiny import write_raw
 
     write_raw(tmp_path)
     broken = tmp_path / "raw" / "medline" / "1.xml.gz"
     broken.write_bytes(broken.read_bytes()[:-40])
-    run = run_of(tmp_path)
-    with pytest.raises(Exception) as raised:
-        run.make("corpus")
-    from medschool.errors import cause_of
-
-    cause = cause_of(raised.value)
-    assert isinstance(cause, InputError) and cause.problem.startswith("raw/medline/1.xml.gz") and cause.remedy
+    run = run_of(tmp_path, "clean.bad_files={max_files: 0}")
+    with pytest.raises(StageError, match=r"1 of 2 files could not be read.*raw/medline/1\.xml\.gz: .*gzip") as raised:
+        run.make_one("corpus/papers")
+    assert raised.value.where == "sources.papers" and raised.value.remedy
     assert not list((tmp_path / "artifacts" / "corpus" / "papers").rglob("manifest.json"))
+    lenient = run_of(tmp_path)
+    lenient.make_one("corpus/papers")
+    made = lenient.artifact("corpus/papers")
+    (row,) = documents(made, "quarantine").to_pylist()
+    assert row["step"] == "unreadable" and row["uri"] == "raw/medline/1.xml.gz" and made.facts["quarantined"] == {"unreadable": 1}
+    assert set(documents(made).column("uri").to_pylist()) == {"raw/medline/0.xml.gz"} and made.facts["read"] == 121
+
+
+def test_what_a_killed_run_has_read_is_not_read_again(tmp_path: Path) -> None:
+    from tiny import write_raw
+
+    write_raw(tmp_path)
+    run = run_of(tmp_path)
+    stage = run.stages["corpus/papers"]
+    fingerprint = fingerprint_in(stage, {}, raw_listing(stage, str(tmp_path)))
+    work = Path(artifact.stage_uri(str(tmp_path), "corpus/papers", fingerprint)) / "work"
+    parts, terms = parts_of(run.recipe, "papers", str(tmp_path)), terms_of(run.recipe, "papers", str(tmp_path))
+    strict = replace(terms, rules=replace(terms.rules, min_chars=10_000))  # leaves a trace: nothing of part 0 passes
+    read_part(parts[0], strict, str(work))
+    run.make_one("corpus/papers")
+    made = run.artifact("corpus/papers")
+    assert len(parts) == 2 and set(documents(made).column("uri").to_pylist()) == {"raw/medline/1.xml.gz"}
+    assert made.facts["dropped"]["too_short"] == 121 - made.facts["dropped"].get("licence", 0) and made.facts["read"] == 241
+    assert not [path for path in work.rglob("*") if path.is_file()]
+
+
+def test_a_retracted_paper_goes_and_canaries_come_and_the_funnel_tells_it(tmp_path: Path) -> None:
+    from tiny import write_raw
+
+    write_raw(tmp_path)
+    (tmp_path / "raw" / "retracted.csv").write_text("id,why\npmid:1003,withdrawn by its authors\n")
+    asked = ("sources.papers.retracted=raw/retracted.csv", "canaries={source: papers, count: 2, repeats: [1, 3]}")
+    run = run_of(tmp_path, *asked, "clean.identifiers={max_per_document: 0}")
+    run.make_one("corpus/papers")
+    made = run.artifact("corpus/papers")
+    kept, planted = documents(made).to_pylist(), canary_documents(run.recipe, "papers")
+    assert [row["text"] for row in kept if row["article_type"] == "canary"] == [document.text for document in planted]
+    assert made.facts["dropped"] == {"duplicate": 2, "licence": 1, "retracted": 1} and made.facts["canaries"] == 4 == len(planted)
+    assert made.facts["read"] == 241 and made.facts["documents"] == len(kept) == 241 - 4 + len(planted)
+    assert "pmid:1003" not in {row["id"] for row in kept}
+    funnel = pq.read_table(made.uri("funnel.parquet")).to_pylist()
+    lost = {row["stage"]: row["documents_dropped"] for row in funnel if row["documents_dropped"]}
+    assert lost == made.facts["dropped"]
+    page = lxml.html.parse(made.uri("funnel.html")).getroot().text_content()
+    assert "retracted" in page and "241" in page
 
 
 def test_conversations_that_hold_an_exam_item_are_removed_and_counted(tokenized: Run) -> None:

@@ -33,9 +33,7 @@ def cleaned(text: str) -> str:
         ("the patientâ€™s liver", "the patient's liver".replace("'", "\u2019")),
         ("p &lt; 0.05", "p < 0.05"),
         ("a\x00b\x07c\u00ad\u200bd", "abcd"),
-        ("data (https://example.org/a?b=1) are open", "data are open"),
-        ("see www.example.org/data, and ftp://example.org/x.", "see, and."),
-        ("(WHO; http://example.org/tb/), a disease", "(WHO;), a disease"),
+        ("data at https://example.org/a?b=1 stay", "data at https://example.org/a?b=1 stay"),
         ("\ufb01brosis", "fibrosis"),
     ],
 )

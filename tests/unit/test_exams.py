@@ -222,6 +222,35 @@ def test_an_item_of_few_words_is_found_by_its_question() -> None:
     assert found("Rust is iron?", index) is None and found("Is it rust or iron?", index) is None
 
 
+def test_every_item_of_a_text_is_found_with_its_exam_and_find_gives_the_fullest() -> None:
+    other = replace(LONG, exam="second")
+    index = ExamIndex([CARROT, LONG, other])
+    half = LONG.question.partition(".")[0] + ", and we ask which of the following is odd."
+    text = f"{'Other words. ' * 300}{half}{' And so on.' * 300} {user_text(CARROT, 'Answer.')}"
+    assert [(hit.exam, hit.item) for hit in index.find_all(text)] == [("e", "s:2"), ("second", "s:2"), ("e", "s:1")]
+    assert index.find(text) == index.find_all(text)[2]
+    assert index.find_all("Nothing to see.") == []
+
+
+def test_a_phrase_of_every_chapter_adds_up_to_no_item_and_does_not_hide_one() -> None:
+    pieces = [" ".join(LONG.question.replace(".", "").split()[at : at + 8]) for at in range(0, 24, 8)]
+    filler = " ".join(f"word{number}" for number in range(200))
+    chapters = f" {filler} ".join(pieces * 20)
+    assert found(chapters) is None  # each part of the question, far apart, is not the question
+    assert found(f"{chapters} {filler} {user_text(LONG, '')} {filler} {chapters}") == LONG.id
+    assert found(" ".join([user_text(LONG, "")] * 20)) == LONG.id
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 60), st.integers(0, 60), st.lists(st.integers(0, 3), max_size=30))
+def test_a_copy_is_found_whole_wherever_it_stands_among_signs_of_it(before: int, behind: int, signs: list[int]) -> None:
+    parts = LONG.question.replace(".", "").split()
+    noise = [" ".join(parts[8 * sign : 8 * sign + 9]) for sign in signs]
+    text = f"{' '.join(noise[:before])} filler words {user_text(LONG, '')} more filler {' '.join(noise[behind:])}"
+    (hit,) = PAIR.find_all(text)
+    assert (hit.item, hit.share) == (LONG.id, 1.0)
+
+
 def test_common_words_count_in_a_long_item() -> None:
     words = [f"w{number % 7}" for number in range(300)]
     index = ExamIndex([item(1, " ".join(words))])

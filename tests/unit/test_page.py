@@ -333,6 +333,18 @@ def test_what_was_left_out_is_counted_by_stage_and_reason(html: str) -> None:
     assert tables(html)["Instructions"][1] == ["exam", "1,822", "31"]
 
 
+def test_exam_items_in_the_corpus_are_shown_by_exam_and_source_even_where_nothing_else_was_left_out() -> None:
+    counts = {"items": 1089, "found": 2, "documents": 1204, "rows": 3}
+    found = [
+        {"exam": exam, "source": source, **counts} for source, exam in (("papers", "<i>b"), ("books", "<i>b"), ("papers", "a"))
+    ]
+    assert "Exam" not in tables(render(bare()))
+    shown = replace(bare(), results=bare().results | {"contamination": found})
+    assert tables(render(shown))["Exam"][1:] == [
+        ["<i>b", "books", "1,089", "2", "1,204", "3"], ["<i>b", "papers", "1,089", "2", "1,204", "3"], ["a", "papers", "1,089", "2", "1,204", "3"],
+    ]  # fmt: skip
+
+
 def test_json_in_the_page_is_the_verdict_s(report: Report, html: str) -> None:
     block = lxml.html.document_fromstring(html).get_element_by_id("results")
     assert block.get("type") == "application/json"

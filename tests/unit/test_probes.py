@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import random
 from collections import Counter
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from medschool.corpus.books import hpo
 from medschool.errors import InputError, StageError
 from medschool.evaluate.probes import Piece, make_probes, score_probes, split_names, whole_sentences
 from medschool.instructions.template import ChatTemplate
-from medschool.rows import PROBE_SCHEMA, Document, Probe, table
+from medschool.rows import PROBE_SCHEMA, Draft, Probe, table
 from medschool.train.model import load_model
 
 CLOZE = "cloze/papers"
@@ -203,7 +204,7 @@ TERMS = {
 }
 
 
-def ontology() -> dict[str, Document]:
+def ontology() -> dict[str, Draft]:
     """TERMS as the real reader writes them, by name."""
     ids = {name: f"HP:{number:07}" for number, name in enumerate(TERMS)}
     stanzas = [
@@ -211,8 +212,8 @@ def ontology() -> dict[str, Document]:
         + "".join(f"is_a: {ids[parent]}\n" for parent in parents)
         for name, parents in TERMS.items()
     ]
-    rows = hpo(("format-version: 1.2\n\n" + "\n".join(stanzas)).encode(), "hp.obo", "books")
-    return {row.title: row for row in rows if isinstance(row, Document)}
+    rows = hpo(BytesIO(("format-version: 1.2\n\n" + "\n".join(stanzas)).encode()), "hp.obo", "books")
+    return {row.title: row for row in rows if isinstance(row, Draft)}
 
 
 def true_ancestors(name: str) -> set[str]:

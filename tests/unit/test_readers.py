@@ -1,23 +1,35 @@
-"""Every reader on small files in its real format, sound and broken. All texts here are invented."""
+"""Every reader on small files in its real format, sound and broken, and what the corpus steps leave. All texts are invented."""
 
 import gzip
 import time
+from collections.abc import Iterator
+from io import BytesIO, RawIOBase
 
 import pytest
 
+from medschool.corpus import xml
 from medschool.corpus.formats import FORMATS
+from medschool.corpus.jats import jats
+from medschool.corpus.medline import medline
+from medschool.corpus.steps import run_steps
 from medschool.errors import InputError
 from medschool.formats import by_name
-from medschool.rows import Document, Dropped
+from medschool.rows import Draft, Dropped
 
 
-def read(name: str, data: str | bytes, uri: str = "raw/sample.xml") -> list[Document | Dropped]:
-    return list(FORMATS[name](data.encode() if isinstance(data, str) else data, uri, "papers"))
+def raw(name: str, data: str | bytes, uri: str = "raw/sample.xml") -> list[Draft | Dropped]:
+    """What the reader gives, with everything in it."""
+    return list(FORMATS[name](BytesIO(data.encode() if isinstance(data, str) else data), uri, "papers"))
 
 
-def one(name: str, data: str, uri: str = "raw/sample.xml") -> Document:
+def read(name: str, data: str | bytes, uri: str = "raw/sample.xml") -> list[Draft | Dropped]:
+    """What the reader gives, after all corpus steps."""
+    return [run_steps(row)[0] if isinstance(row, Draft) else row for row in raw(name, data, uri)]
+
+
+def one(name: str, data: str, uri: str = "raw/sample.xml") -> Draft:
     rows = read(name, data, uri)
-    assert len(rows) == 1 and isinstance(rows[0], Document), rows
+    assert len(rows) == 1 and isinstance(rows[0], Draft), rows
     return rows[0]
 
 
@@ -58,7 +70,7 @@ def test_medline_record_becomes_title_and_labelled_paragraphs() -> None:
     row = one("medline", medline_set(record(abstract=parts, types="Journal Article|Case Reports")))
     assert row.text == "On drug A.\n\nBACKGROUND: It is known.\n\nNo label.\n\nRESULTS: 10^6 CD4+ cells in H2O."
     assert (row.id, row.title, row.year, row.licence) == ("pmid:17", "On drug A.", 2004, "nlm-medline")
-    assert (row.article_type, row.source, row.uri, row.sha256) == ("case-reports", "papers", "raw/sample.xml", "")
+    assert (row.article_type, row.source, row.uri, row.spans) == ("case-reports", "papers", "raw/sample.xml", ())
 
 
 def test_medline_copyright_decides_the_licence_and_is_not_text() -> None:
@@ -101,12 +113,10 @@ def test_medline_year(date: str, year: int | None) -> None:
     [
         (record(abstract=""), "pmid:17", "parse", "no abstract"),
         (record(abstract="<Abstract><AbstractText> </AbstractText></Abstract>"), "pmid:17", "parse", "no abstract"),
-        (record(language="fre"), "pmid:17", "language", "language is fre, not eng"),
-        (record(types="Journal Article|Retracted Publication"), "pmid:17", "retracted", "the publication was retracted"),
         (record(pmid=""), "raw/sample.xml#2", "parse", "<PubmedArticle> without PMID or Article"),
         ("<PubmedArticle><MedlineCitation><PMID>9</PMID></MedlineCitation></PubmedArticle>", "raw/sample.xml#2", "parse",
          "<PubmedArticle> without PMID or Article"),
-        ("<PubmedBookArticle><BookDocument/></PubmedBookArticle>", "raw/sample.xml#2", "parse",
+        ("<PubmedBookArticle><BookDraft/></PubmedBookArticle>", "raw/sample.xml#2", "parse",
          "<PubmedBookArticle> without PMID or Article"),
         ("<DeleteCitation><PMID Version='2'>5</PMID></DeleteCitation>", "pmid:5.2", "deleted", "NLM deleted this record"),
     ],
@@ -116,8 +126,31 @@ def test_a_medline_record_that_cannot_be_used_is_dropped_and_its_neighbours_are_
 ) -> None:
     neighbour = record(pmid="<PMID>1</PMID>")
     before, row, after = read("medline", medline_set(neighbour, broken, neighbour))
-    assert isinstance(before, Document) and isinstance(after, Document) and isinstance(row, Dropped)
+    assert isinstance(before, Draft) and isinstance(after, Draft) and isinstance(row, Dropped)
     assert (row.id, row.step, row.reason, row.source, row.uri) == (row_id, step, reason, "papers", "raw/sample.xml")
+
+
+def test_medline_says_what_the_record_states_and_drops_nothing_for_it() -> None:
+    row = one("medline", medline_set(record(language="fre", types="Journal Article|Retracted Publication")))
+    assert (row.language, row.retracted) == ("fre", True)
+    row = one("medline", medline_set(record()))
+    assert (row.language, row.retracted) == ("eng", False)
+
+
+def test_medline_drafts_hold_authors_keywords_and_claims_each_marked() -> None:
+    owned = "<CopyrightInformation>Copyright 2021 A Press.</CopyrightInformation></Abstract>"
+    authors = """<AuthorList><Author><LastName>Roe</LastName><ForeName>Ann B</ForeName><AffiliationInfo><Affiliation>Ward 1, Town.
+      </Affiliation></AffiliationInfo></Author><Author><CollectiveName>The Trial Group</CollectiveName></Author></AuthorList>"""
+    data = record(abstract=ABSTRACT.replace("pressure.", "pressure. © 2021 The Society.").replace("</Abstract>", owned) + authors)
+    data = data.replace("</Article>", "</Article><KeywordList><Keyword>heart</Keyword><Keyword>drug</Keyword></KeywordList>")
+    (row,) = raw("medline", medline_set(data))
+    assert isinstance(row, Draft)
+    assert [(span.kind, row.text[span.start : span.end].strip()) for span in row.spans] == [
+        ("authors", "Ann B Roe, The Trial Group"), ("affiliations", "Ward 1, Town."), ("front_matter", "heart; drug"),
+        ("copyright", "Copyright 2021 A Press."), ("copyright", "© 2021 The Society."),
+    ]  # fmt: skip
+    assert row.text.split("\n\n")[0] == "On drug A." and row.text.split("\n\n")[3].startswith("Drug A lowered")
+    assert run_steps(row)[0].text == "On drug A.\n\nDrug A lowered pressure."
 
 
 # ---- files that cannot be read ------------------------------------------------------------------------------------------------
@@ -158,10 +191,46 @@ def test_a_file_that_is_not_of_the_format_is_an_error(name: str, data: bytes, pr
     assert error.value.where.startswith("raw/sample.xml")
 
 
+class Endless(RawIOBase):
+    """`head`, then `body` again and again up to 500 MB; counts what was asked for."""
+
+    def __init__(self, head: bytes, body: bytes) -> None:
+        self.pieces: Iterator[bytes] = iter([head])
+        self.body, self.given = body, 0
+
+    def read(self, size: int = -1) -> bytes:
+        self.given += len(self.body)
+        return next(self.pieces, self.body if self.given < 500 << 20 else b"")
+
+
+@pytest.mark.parametrize(
+    ("head", "body"),
+    [
+        (b"<article><body><p>", b"word " * 6000),
+        (b"<article><body>", b"<p>A sentence of a paper without end.</p>" * 700),
+        (b"<article><body>", b"<sec>" * 6000),
+    ],
+)
+def test_an_article_of_500_megabytes_is_refused_early(monkeypatch: pytest.MonkeyPatch, head: bytes, body: bytes) -> None:
+    monkeypatch.setattr(xml, "MAX_ELEMENT_BYTES", 16 << 20)
+    stream, start = Endless(head, body), time.perf_counter()
+    with pytest.raises(InputError, match=r"MiB of XML without the end|not well-formed"):
+        list(jats(stream, "raw/huge.xml", "papers"))
+    assert stream.given <= 17 << 20
+    assert time.perf_counter() - start < 5
+
+
+def test_the_limit_is_one_of_an_element_not_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(xml, "MAX_ELEMENT_BYTES", 100_000)
+    data = medline_set(*[record() for _ in range(500)]).encode()
+    assert len(data) > 2 * 100_000
+    assert len(list(medline(BytesIO(data), "raw/x.xml", "papers"))) == 500
+
+
 def test_half_a_file_is_an_error_that_names_the_line() -> None:
     whole = medline_set(*[record() for _ in range(20)])
-    rows = FORMATS["medline"](whole[: len(whole) // 2].encode(), "raw/half.xml", "papers")
-    assert isinstance(next(rows), Document)
+    rows = FORMATS["medline"](BytesIO(whole[: len(whole) // 2].encode()), "raw/half.xml", "papers")
+    assert isinstance(next(rows), Draft)
     with pytest.raises(InputError) as error:
         list(rows)
     assert error.value.where == f"raw/half.xml:{whole[: len(whole) // 2].count(chr(10)) + 1}"
@@ -254,13 +323,65 @@ def test_jats_licence(licence: str, group: str) -> None:
     [
         (article(ids=""), "parse"),
         (article(body="", abstract=""), "parse"),
-        (article(attributes="article-type='research-article' xml:lang='de'"), "language"),
-        (article(attributes="article-type='retraction'"), "retracted"),
-        (article(title="RETRACTED: On A"), "retracted"),
     ],
 )
 def test_jats_drops(data: str, step: str) -> None:
     assert drop("jats", data).step == step
+
+
+NOTICE = "<related-article related-article-type='retraction-forward' id='r'/>"
+
+
+@pytest.mark.parametrize(
+    ("data", "language", "retracted"),
+    [
+        (article(), "", False),
+        (article(attributes="article-type='research-article' xml:lang='DE'"), "de", False),
+        (article(attributes="article-type='retraction'"), "", True),
+        (article(title="RETRACTED: On A"), "", True),
+        (article(ids=IDS + NOTICE), "", True),
+    ],
+)
+def test_jats_says_what_the_article_states_and_drops_nothing_for_it(data: str, language: str, retracted: bool) -> None:
+    row = one("jats", data)
+    assert (row.language, row.retracted) == (language, retracted)
+
+
+def test_jats_drafts_hold_everything_each_part_marked() -> None:
+    body = """<sec><title>Methods</title><p>Dose <xref ref-type='bibr'>1</xref> was <inline-formula><math>x=1</math></inline-formula>
+      (<xref ref-type='fig'>Fig. 1</xref>).<fig><label>Figure 1</label><caption><title>Dose.</title><p>By day.</p></caption></fig>
+      Then <xref ref-type='fn'>a</xref>more.</p>
+      <table-wrap><label>Table 1</label><caption><p>Doses</p></caption><table><thead><tr><th>Day</th><th>mg</th></tr></thead>
+      <tbody><tr><td>1</td><td>10</td></tr></tbody></table></table-wrap></sec>"""
+    (row,) = raw("jats", article(body, licence="<license><license-p>CC BY</license-p></license>"))
+    assert isinstance(row, Draft)
+    found = [(span.kind, row.text[span.start : span.end]) for span in sorted(row.spans, key=lambda span: (span.start, -span.end))]
+    assert found == [
+        ("footnote_mark", "*"), ("authors", "Secret"), ("copyright", "(c) X\n\nCC BY"), ("citation", "1"), ("formula", "x=1"),
+        ("figure_mention", "Fig. 1"), ("footnote_mark", "a"), ("figure", "Figure 1\n\nDose.\n\nBy day."),
+        ("table", "Table 1\n\nDoses\n\nDay | mg\n1 | 10"), ("acknowledgements", "Thanks."), ("references", "Old work"),
+    ]  # fmt: skip
+    assert "## Methods\n\nDose 1 was x=1 (Fig. 1). Then amore.\n\nFigure 1" in row.text
+    assert run_steps(row)[0].text.endswith("## Methods\n\nDose was. Then more.")
+
+
+@pytest.mark.parametrize(
+    ("off", "left"),
+    [
+        ("authors", "Secret"), ("references", "Old work"), ("acknowledgements", "Thanks."), ("copyright", "(c) X"),
+        ("citation_mentions", "Known [1]."), ("figure_mentions", "Rose (Fig. 1)."), ("footnotes", "On A*"),
+    ],
+)  # fmt: skip
+def test_a_jats_part_stays_where_its_step_is_off(off: str, left: str) -> None:
+    (row,) = raw("jats", article(f"<p>Known [{B1}]. Rose ({FIG}).</p>"))
+    assert isinstance(row, Draft)
+    assert left in run_steps(row, frozenset({off}))[0].text and left not in run_steps(row)[0].text
+
+
+@pytest.mark.parametrize("title", ["Competing interests", "Authors\u2019 contributions", "Funding"])
+def test_jats_sections_about_the_paper_go_from_the_body(title: str) -> None:
+    body = f"<sec><title>Methods</title><p>Some text.</p></sec><sec><title>{title}</title><p>Hidden</p></sec>"
+    assert one("jats", article(body)).text.endswith("## Methods\n\nSome text.")
 
 
 def test_jats_in_a_namespace_and_without_pmc_identifier() -> None:
@@ -315,7 +436,7 @@ name: part of
 
 
 def test_hpo_terms_become_reference_prose() -> None:
-    rows = {row.id: row for row in read("hpo", OBO, "raw/hp.obo") if isinstance(row, Document)}
+    rows = {row.id: row for row in read("hpo", OBO, "raw/hp.obo") if isinstance(row, Draft)}
     assert list(rows) == ["HP:0000107", "HP:0000003"]
     entry = 'A cyst of the "kidney". Also called Cyst of kidney. In plain words: Kidney cyst.'
     assert rows["HP:0000107"].text == f"Renal cyst\n\n{entry}"
@@ -367,7 +488,7 @@ TABULAR = """<?xml version="1.0"?><ICD10CM.tabular><version>2099</version><chapt
 
 def test_icd_categories_carry_their_subcodes_and_notes() -> None:
     first, broken, second = read("icd10cm", TABULAR)
-    assert isinstance(first, Document) and isinstance(second, Document) and isinstance(broken, Dropped)
+    assert isinstance(first, Draft) and isinstance(second, Draft) and isinstance(broken, Dropped)
     assert first.text.split("\n\n") == [
         "Cholera (ICD-10-CM A00)",
         "Part of: Gut infections (A00-A09).",
@@ -384,7 +505,7 @@ def test_icd_categories_carry_their_subcodes_and_notes() -> None:
 
 def test_prose_is_cut_at_paragraphs_into_passages() -> None:
     paragraphs = [f"Paragraph {number} " + "word " * 100 for number in range(12)]
-    rows = [row for row in read("prose", "\r\n\r\n".join(paragraphs), "raw/my.book.txt") if isinstance(row, Document)]
+    rows = [row for row in read("prose", "\r\n\r\n".join(paragraphs), "raw/my.book.txt") if isinstance(row, Draft)]
     assert [row.id for row in rows] == [f"raw/my.book:{number:05}" for number in range(4)]
     assert all(1500 <= len(row.text) < 2100 for row in rows)
     assert "\n\n".join(row.text for row in rows) == "\n\n".join(paragraph.strip() for paragraph in paragraphs)
@@ -397,10 +518,10 @@ def test_prose_unwraps_prose_keeps_verse_and_cuts_a_paragraph_without_end() -> N
     wrapped = f"{first}\n{second}\ndays."
     verse = "Short lines\nof a poem\nstay."
     (row,) = read("prose", f"{wrapped}\n\n{verse}")
-    assert isinstance(row, Document)
+    assert isinstance(row, Draft)
     assert row.text == wrapped.replace("-\n", "-").replace("\n", " ") + "\n\n" + verse
     rows = read("prose", "A line of an endless poem\n" * 300)
-    assert len(rows) == 6 and all(isinstance(row, Document) and len(row.text) < 1530 for row in rows)
+    assert len(rows) == 6 and all(isinstance(row, Draft) and len(row.text) < 1530 for row in rows)
 
 
 def test_prose_loses_the_library_header_and_licence() -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from medschool import storage
 from medschool.errors import InputError, StageError, StorageError
+from medschool.seed import seed_of
 from medschool.tokens.heldout import choose_heldout
 from medschool.tokens.order import Order
 from medschool.tokens.pack import Rows
@@ -109,7 +110,7 @@ def test_a_conflict_is_tried_again_and_only_412_is_a_lost_race(monkeypatch: pyte
     with store_that_answers(monkeypatch, [conflict, (200, "")]) as asked:
         assert storage.put_if_absent(uri, b"x") is True
     assert asked == ["PUT"] * 2
-    with store_that_answers(monkeypatch, [conflict, (412, "PreconditionFailed")]):
+    with store_that_answers(monkeypatch, [conflict, (412, "PreconditionFailed"), (200, "")]):
         assert storage.put_if_absent(uri, b"x") is False
     monkeypatch.setattr(storage, "CONFLICT_WAITS_S", (0.0, 0.0))
     with store_that_answers(monkeypatch, [conflict]) as asked, pytest.raises(StorageError, match="ConditionalRequestConflict"):
@@ -170,6 +171,33 @@ def test_the_held_out_choice_does_not_depend_on_how_files_are_cut(tmp_path: Path
 def test_a_source_of_one_document_cannot_be_held_out(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="cannot be split"):
         choose_heldout(parts(tmp_path, ["only"], 1), Tokenizer(Words(), 0, 100), 40, 3, 7)
+
+
+def test_what_duplicates_removed_is_not_held_out_and_others_take_its_place(tmp_path: Path) -> None:
+    uris, tokenizer = parts(tmp_path, [f"doc{number}" for number in range(300)], 3), Tokenizer(Words(), 0, 100)
+    before = choose_heldout(uris, tokenizer, 40, 3, 7).column("id").to_pylist()
+    removed = frozenset(before[::2])
+    after = choose_heldout(uris, tokenizer, 40, 3, 7, removed).column("id").to_pylist()
+    assert [id_ for id_ in before if id_ not in removed] == after[: len(before) - len(removed)]
+    assert len(after) == len(before) and not removed & set(after)
+
+
+def test_the_held_out_choice_equals_a_plain_loop_over_all_documents(tmp_path: Path) -> None:
+    texts = {f"doc{number}": "word " * (3 + number % 7) for number in range(400)}
+    uris = []
+    for file in range(3):
+        mine = list(texts)[file::3]
+        path = tmp_path / f"{file}.parquet"
+        pq.write_table(pa.table({"id": mine, "text": [texts[id_] for id_ in mine]}), path, row_group_size=9)
+        uris.append(str(path))
+    expected, total = [], 0
+    for id_ in sorted(texts, key=lambda id_: seed_of(5, "heldout", id_))[: -(-90 // 4)]:
+        if total >= 90:
+            break
+        expected.append((id_, [4] * min(len(texts[id_].split()), 4, 90 - total)))
+        total += len(expected[-1][1])
+    found = choose_heldout(uris, Tokenizer(Words(), 0, 100), 90, 4, 5)
+    assert list(zip(found.column("id").to_pylist(), found.column("tokens").to_pylist(), strict=True)) == expected and total > 80
 
 
 def test_an_id_in_two_parts_is_held_out_once(tmp_path: Path) -> None:

@@ -54,8 +54,8 @@ class Scored:
     """(id, kind, seed, answer, chosen, correct, log_prob, tokens); `seed` is null for a twin."""
 
 
-def make_verdict(recipe: Recipe, trials: list[Scored], prefix_uri: str) -> Output:
-    """Write verdict.json below `prefix_uri`; the gate's result as facts.
+def make_verdict(recipe: Recipe, trials: list[Scored], prefix_uri: str, contamination: Sequence[dict[str, Any]] = ()) -> Output:
+    """Write verdict.json below `prefix_uri`; the gate's result as facts. contamination: of medschool.ablate.contamination.
 
     Raises StageError when a score is not finite, or the trials of a comparison have other seeds, documents, items or probes.
     """
@@ -69,7 +69,7 @@ def make_verdict(recipe: Recipe, trials: list[Scored], prefix_uri: str) -> Outpu
         found
         for names, sides in pairs.items()
         for found in probe_effects(*names, {seed: (a.probes, b.probes) for seed, (a, b) in sides.items()}, how)
-        if found["kind"].split("/", 1)[1] not in (recipe.variants[names[1]].weights or {})  # else both have read these facts
+        if found["kind"].split("/", 1)[1] not in recipe.variants[names[1]].pretrained_on  # else both have read these facts
     ]
     scores = [_trial(recipe, trial) for trial in trials]
     gate = gate_result(recipe.gate, effects, scores)
@@ -79,6 +79,7 @@ def make_verdict(recipe: Recipe, trials: list[Scored], prefix_uri: str) -> Outpu
         "effects": [asdict(effect) for effect in effects],
         "probes": probes,
         "gate": gate,
+        "contamination": list(contamination),
     }
     text = json.dumps(verdict, indent=1, allow_nan=False)
     return Output((write_file(prefix_uri, VERDICT, text.encode()),), {"gate": gate})
@@ -108,7 +109,9 @@ def comparisons(recipe: Recipe) -> list[tuple[str, str]]:
         references = [recipe.gate.control] if recipe.gate else []
         if variant.instructions:
             references += [
-                other for other, plain in recipe.variants.items() if not plain.instructions and plain.weights == variant.weights
+                other
+                for other, plain in recipe.variants.items()
+                if not plain.instructions and (plain.weights, plain.weights_from) == (variant.weights, variant.weights_from)
             ]
         if variant.trains:
             pairs += [(name, other) for other in (*references, *untrained) if other != name]

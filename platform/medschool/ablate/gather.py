@@ -12,9 +12,20 @@ from medschool.ablate.compare import read_verdict
 from medschool.ablate.page import Cost, Curve, Mixture, Report
 from medschool.ablate.report import Spent
 from medschool.artifact import Artifact, versions
-from medschool.procedure import PHASES, Phase, phase_weights, recipe_digest, row_tokens, stages, trials
+from medschool.procedure import (
+    PHASES,
+    Phase,
+    phase_weights,
+    phase_weights_from,
+    recipe_digest,
+    row_tokens,
+    stages,
+    training,
+    trials,
+)
 from medschool.recipe import Recipe
 from medschool.recipe.dump import dump
+from medschool.tokens.mixture import Schedule
 from medschool.track import read_journal
 from medschool.train.on_ray import JOURNAL
 
@@ -89,7 +100,10 @@ def _mixture(recipe: Recipe, stage: str, made: Artifact) -> Mixture:
     rows: Mapping[str, int] = made.facts["rows"]
     length = row_tokens(recipe, phase)
     tokens = {source: count * length for source, count in rows.items()}
-    return Mixture(name, phase, phase_weights(recipe, variant, phase) or {}, dict(rows), tokens)
+    planned = phase_weights(recipe, variant, phase) or {}
+    if later := phase_weights_from(recipe, variant, phase):  # parts that change are told by the rows they come to
+        planned = Schedule(planned, training(recipe, phase).batch_rows, later).rows_before(int(made.facts["steps"]))
+    return Mixture(name, phase, planned, dict(rows), tokens)
 
 
 def _costs(names: list[str], find: Find, planned_tokens: Mapping[str, int | None], made_now: set[str]) -> tuple[Cost, ...]:

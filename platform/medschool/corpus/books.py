@@ -10,12 +10,14 @@ Price: 0.4 s for the whole of the ontology, 1 s for the whole of the tabular lis
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import BinaryIO
 
 from lxml import etree
 
-from medschool.corpus.papers import elements
+from medschool.corpus.spool import whole
+from medschool.corpus.xml import elements
 from medschool.errors import InputError
-from medschool.rows import Document, Dropped
+from medschool.rows import Draft, Dropped
 
 SAMPLE_CHARS = 200
 
@@ -37,12 +39,12 @@ class Term:
         return self.tags.get(tag, [""])[0]
 
 
-def hpo(data: bytes, uri: str, source: str) -> Iterator[Document | Dropped]:
+def hpo(stream: BinaryIO, uri: str, source: str) -> Iterator[Draft | Dropped]:
     """One row a term of an HPO release in OBO format. Dropped: obsolete terms, terms without id, name or definition.
 
-    Raises InputError when the bytes are not UTF-8 or not an OBO file with terms, or end inside a term's tag.
+    Raises InputError when the file is not UTF-8 or not an OBO file with terms, or end inside a term's tag.
     """
-    found = list(terms(data, uri))
+    found = list(terms(whole(stream, uri), uri))
     names = {term.first("id"): term.first("name") for term in found}
     for term in found:
         yield _hpo_row(term, names, uri, source)
@@ -76,7 +78,7 @@ def terms(data: bytes, uri: str) -> Iterator[Term]:
         raise InputError("holds no [Term]", _CUT_SHORT, f"{uri}:{len(lines)}")
 
 
-def _hpo_row(term: Term, names: dict[str, str], uri: str, source: str) -> Document | Dropped:
+def _hpo_row(term: Term, names: dict[str, str], uri: str, source: str) -> Draft | Dropped:
     term_id, name = term.first("id"), term.first("name")
     meaning = definition(term)
     for dropped, step, reason in (
@@ -87,7 +89,7 @@ def _hpo_row(term: Term, names: dict[str, str], uri: str, source: str) -> Docume
         if dropped:
             return Dropped(term_id or f"{uri}#{term.line}", source, step, reason, (name or meaning)[:SAMPLE_CHARS], uri)
     text = f"{name}\n\n{sentence(meaning)}{_synonyms(term, name)}{_kind_of(name, parents(term, names))}"
-    return Document(term_id, source, text, name, "hpo", None, "definition", uri)
+    return Draft(term_id, source, text, name, "hpo", None, "definition", uri)
 
 
 def _synonyms(term: Term, name: str) -> str:
@@ -149,10 +151,10 @@ _NOTES = {
 }
 
 
-def icd10cm(data: bytes, uri: str, source: str) -> Iterator[Document | Dropped]:
+def icd10cm(stream: BinaryIO, uri: str, source: str) -> Iterator[Draft | Dropped]:
     """One row a three-character category with the codes under it. Dropped: a category without code or description."""
     position = 0
-    for section in elements(data, uri, "section"):
+    for section in elements(stream, uri, "section"):
         part = [f"Part of: {words}."] if (words := words_of(section, "desc")) else []
         for category in section.iterfind("diag"):
             position += 1
@@ -161,7 +163,7 @@ def icd10cm(data: bytes, uri: str, source: str) -> Iterator[Document | Dropped]:
                 yield Dropped(f"{uri}#{position}", source, "parse", "<diag> without name or desc", f"{code} {title}".strip(), uri)
                 continue
             lines = [f"{title} (ICD-10-CM {code})", *part, *_diagnosis(category, _notes(category))]
-            yield Document(f"icd10cm:{code}", source, "\n\n".join(lines), title, "public-domain", None, "classification", uri)
+            yield Draft(f"icd10cm:{code}", source, "\n\n".join(lines), title, "public-domain", None, "classification", uri)
 
 
 def _diagnosis(node: etree._Element, notes: str) -> Iterator[str]:

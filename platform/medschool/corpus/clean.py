@@ -1,9 +1,10 @@
 """Clean one text, decide whether its length and licence allow it, and name its content and licence.
 
-`clean` repairs encoding accidents (ftfy), removes URLs, control and invisible characters, collapses runs of spaces and settles on
-Unicode NFC. Runs of spaces go because the fast LLaMA tokenizer and SentencePiece cut them differently: the same text would get
-two token sequences. Each pass can uncover work for the one before it (a removed character may join an accent to its letter), so
-the passes repeat until nothing changes, which makes `clean` idempotent: a rerun over its own output changes no hash.
+`clean` repairs encoding accidents (ftfy), removes control and invisible characters, collapses runs of spaces and settles on
+Unicode NFC. Words it leaves alone: what is taken out of a text goes before, in corpus.steps. Runs of spaces go because the fast
+LLaMA tokenizer and SentencePiece cut them differently: the same text would get two token sequences. Each pass can uncover work
+for the one before it (a removed character may join an accent to its letter), so the passes repeat until nothing changes, which
+makes `clean` idempotent: a rerun over its own output changes no hash.
 
 Price: about 5 MB of text a second and core, nearly all of it ftfy.
 It does not know the language of a text, nor whether it is any good.
@@ -22,8 +23,6 @@ SAMPLE_CHARS = 200
 MAX_ROUNDS = 12
 
 _FTFY = ftfy.TextFixerConfig(normalization="NFC", uncurl_quotes=False, explain=False)
-_ADDRESS = r"(?:(?:https?|ftp)://|www\.)[^\s<>\"()\[\]]*[^\s<>\"()\[\].,;:!?]/?"
-_URL = re.compile(rf" ?(?:\({_ADDRESS}\)|\[{_ADDRESS}\]|<{_ADDRESS}>|\b{_ADDRESS})", re.IGNORECASE)
 _INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]")
 _SPACES = re.compile(r"[^\S\n]+")
 _BREAKS = re.compile(r" ?\n ?")
@@ -84,7 +83,7 @@ def licence_group(words: str) -> str:
 
 def _pass(text: str) -> str:
     text = ftfy.fix_text(text, _FTFY)
-    text = _INVISIBLE.sub("", _URL.sub("", text))
+    text = _INVISIBLE.sub("", text)
     text = _BLANK_LINES.sub("\n\n", _BREAKS.sub("\n", _SPACES.sub(" ", text))).strip()
     return unicodedata.normalize("NFC", text)
 

@@ -10,9 +10,11 @@ import re
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 from statistics import median
+from typing import BinaryIO
 
+from medschool.corpus.spool import whole
 from medschool.errors import InputError
-from medschool.rows import Document, Dropped
+from medschool.rows import Draft, Dropped
 
 PASSAGE_CHARS = 1500
 WRAPPED_LINE_CHARS = 55
@@ -23,14 +25,15 @@ _END = re.compile(r"^.{0,3}\*{0,3} ?END OF (?:THE |THIS )?PROJECT GUTENBERG.*$",
 _HEADER_LINE = re.compile(r"^.*\bProject Gutenberg (?:e-?text|e-?book|release) of.*$", _LINE)
 
 
-def prose(data: bytes, uri: str, source: str) -> Iterator[Document | Dropped]:
+def prose(stream: BinaryIO, uri: str, source: str) -> Iterator[Draft | Dropped]:
     """One row a passage, in reading order. Raises InputError for an empty or a binary file."""
     path = PurePosixPath(uri).with_suffix("")
-    for serial, text in enumerate(_passages(_without_licence(_decode(data, uri)))):
-        yield Document(f"{path}:{serial:05}", source, text, path.name, "unstated", None, "prose", uri)
+    for serial, text in enumerate(_passages(_without_licence(decoded(whole(stream, uri), uri)))):
+        yield Draft(f"{path}:{serial:05}", source, text, path.name, "unstated", None, "prose", uri)
 
 
-def _decode(data: bytes, uri: str) -> str:
+def decoded(data: bytes, uri: str) -> str:
+    """Text of a file in UTF-8 or Latin-1, with plain line ends. Raises InputError for an empty or a binary file."""
     if b"\0" in data:
         raise InputError("holds NUL bytes: it is binary, not text", "check the `format` of this source in the recipe", uri)
     try:

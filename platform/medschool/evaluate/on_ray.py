@@ -22,13 +22,12 @@ from medschool.evaluate.perplexity import LOSSES_SCHEMA, document_losses
 from medschool.evaluate.probes import PROBE_SCORES_SCHEMA, Piece, make_probes, score_probes
 from medschool.exams.make import items_of, read_items
 from medschool.instructions.template import ChatTemplate
-from medschool.procedure import probed_weights
+from medschool.procedure import phase_sources, probed_variant
 from medschool.recipe import Recipe
 from medschool.rows import PROBE_SCHEMA, Probe, table
 from medschool.seed import seed_of
-from medschool.tokens.mixture import Mixture
 from medschool.tokens.on_ray import heldout_rows
-from medschool.tokens.order import Order
+from medschool.tokens.order import Order, Withheld, order_of
 from medschool.tokens.shards import Index, read_rows, tokens_of
 from medschool.tokens.tokenizer import Tokenizer, load_tokenizer
 from medschool.train.model import load_model, model_copy
@@ -166,15 +165,23 @@ ROWS_A_PROBE = 4
 
 
 def make_probe_set(
-    recipe: Recipe, rows: dict[str, tuple[Artifact, Index]], tokenizer: Artifact, steps: int, prefix_uri: str
+    recipe: Recipe,
+    rows: dict[str, tuple[Artifact, Index]],
+    tokenizer: Artifact,
+    steps: int,
+    prefix_uri: str,
+    withheld: Withheld,
 ) -> Output:
     """Probes from rows that the gate's first candidate is trained on, under each seed, with twins from the held-out documents."""
     spec = recipe.probes
     assert spec is not None
     tool = load_tokenizer(local_copy(tokenizer))
-    pieces = [piece for name in sorted(probed_weights(recipe)) for piece in _heldout_pieces(name, rows[name][0], tool)]
+    names = phase_sources(recipe, probed_variant(recipe), "pretrain")
+    pieces = [piece for name in names for piece in _heldout_pieces(name, rows[name][0], tool)]
+    shard_rows = {name: rows[name][1].shard_rows for name in names}
     for seed in recipe.train_seeds or (recipe.seed,):
-        pieces += _trained_pieces(recipe, rows, tool, steps, seed)
+        order = order_of(recipe, probed_variant(recipe), "pretrain", seed, shard_rows, withheld)
+        pieces += _trained_pieces(recipe, rows, tool, order, steps)
     probes = make_probes(pieces, spec.items, spec.candidates, recipe.seed)
     counts: dict[str, dict[str, int]] = {}
     for probe in probes:
@@ -190,15 +197,12 @@ def _heldout_pieces(source: str, tokens: Artifact, tool: Tokenizer) -> list[Piec
 
 
 def _trained_pieces(
-    recipe: Recipe, rows: dict[str, tuple[Artifact, Index]], tool: Tokenizer, steps: int, seed: int
+    recipe: Recipe, rows: dict[str, tuple[Artifact, Index]], tool: Tokenizer, order: Order, steps: int
 ) -> list[Piece]:
-    """Pieces of documents in a sample of the rows that training under `seed` sees, as text."""
-    weights = probed_weights(recipe)
-    order = Order(weights, recipe.pretrain.batch_rows, {name: rows[name][1].shard_rows for name in weights}, seed)
-    taken = Mixture(weights, recipe.pretrain.batch_rows).rows_before(steps)
+    """Pieces of documents in a sample of the rows that training in this order sees, as text."""
     assert recipe.probes is not None
-    pieces = []
-    for name, count in taken.items():
+    pieces, seed = [], order.seed
+    for name, count in order.mixture.rows_before(steps).items():
         places = sorted(range(count), key=lambda place: seed_of(seed, "probe", name, place))[: ROWS_A_PROBE * recipe.probes.items]
         by_shard: dict[int, set[int]] = {}
         for place in places:

@@ -27,7 +27,9 @@ def make_exam(recipe: Recipe, name: str, store_uri: str, prefix_uri: str) -> Out
         reader = by_name(EXAM_FORMATS, files.format, f"exams.{name}.files")
         for info in storage.require_files(storage.join(store_uri, files.uri)):
             place = info.uri.removeprefix(store_uri.rstrip("/") + "/")
-            for row in reader(storage.read_raw(info.uri, place), place, name):
+            with storage.open_raw(info.uri, place) as stream:
+                data = stream.read()
+            for row in reader(data, place, name):
                 (dropped if isinstance(row, Dropped) else items).append(row)  # type: ignore[arg-type]
     kept, left_out = select(items, spec.subjects, recipe.seed)
     if not kept:

@@ -12,11 +12,12 @@ Price: 1 s for the whole list, 47,000 conversations.
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BytesIO
 
 from lxml import etree
 
 from medschool.corpus.books import sentence, words_of
-from medschool.corpus.papers import elements
+from medschool.corpus.xml import elements
 from medschool.rows import Conversation, Dropped, Message
 from medschool.seed import seed_of
 
@@ -47,9 +48,9 @@ class _Code:
 def icd10cm_dialogue(data: bytes, uri: str, name: str, seed: int) -> Iterator[Conversation | Dropped]:
     """One conversation a code, `icd10cm:E11.9`, in the order of the list. Dropped: a code without name or description.
 
-    Raises as corpus.papers.elements.
+    Raises as corpus.xml.elements.
     """
-    codes = [_read(node) for section in elements(data, uri, "section") for node in section.iter("diag")]
+    codes = [_read(node) for section in elements(BytesIO(data), uri, "section") for node in section.iter("diag")]
     times = Counter(code.title.casefold() for code in codes)
     for position, code in enumerate(codes, start=1):
         if code.code and code.title:

@@ -31,12 +31,13 @@ from medschool.instructions.template import ChatTemplate
 from medschool.recipe import Recipe
 from medschool.rows import CONVERSATION_SCHEMA, DROPPED_SCHEMA, Conversation, Dropped, Message, table
 from medschool.seed import seed_of
+from medschool.tokens.deal import plan_deal
 from medschool.tokens.on_ray import heldout_rows, store_shards
 from medschool.tokens.pack import Rows, pack_whole
 from medschool.tokens.shards import INDEX, Index, index_bytes
 
 TASK_CPUS = 0.5
-READ, ENCODED = "read", "encoded"
+READ, ENCODED, WORK = "read", "encoded", "work"
 """Folders of first passes. The second pass reads them and writes elsewhere, so that Ray may run any task twice."""
 SAMPLE_CHARS = 200
 
@@ -110,7 +111,9 @@ def _read_file(
     dropped: list[Dropped] = []
     seen: set[str] = set()
     maker = by_name(INSTRUCTION_FORMATS, job["format"], f"instructions.{name}.files")
-    for row in maker(storage.read_raw(job["uri"], job["name"]), job["name"], name, seed):
+    with storage.open_raw(job["uri"], job["name"]) as stream:
+        data = stream.read()
+    for row in maker(data, job["name"], name, seed):
         if isinstance(row, Conversation) and job["licence"]:
             row = replace(row, licence=job["licence"])
         if subjects is not None and (subject := subject_of(row)) is not None:
@@ -225,8 +228,11 @@ def make_chats(
     encoded = [storage.join(prefix_uri, ENCODED, f"{part['part']:05}.parquet") for part in parts]
     packer = partial(_pack_part, row_tokens=spec.row_tokens, padding_id=tool.eos_id, dtype=tool.dtype.name)
     shards = max(1, round(size / spec.row_tokens / spec.rows_per_shard))
-    stored = store_shards(encoded, packer, shards, recipe.seed, prefix_uri)
-    storage.delete_prefix(storage.join(prefix_uri, ENCODED))
+    shard_bytes = spec.rows_per_shard * spec.row_tokens * tool.dtype.itemsize
+    deal = plan_deal(encoded, shards, shard_bytes, recipe.seed, storage.join(prefix_uri, WORK), prefix_uri)
+    stored = store_shards(encoded, packer, deal)
+    for passed in (ENCODED, WORK):
+        storage.delete_prefix(storage.join(prefix_uri, passed))
     index = Index(
         row_tokens=spec.row_tokens,
         dtype=tool.dtype.name,
@@ -234,6 +240,7 @@ def make_chats(
         shards=stored.shards,
         documents=kept,
         tail_tokens=0,
+        padding_tokens=stored.padding_tokens,
         heldout_documents=0,
         heldout_tokens=0,
     )

@@ -5,6 +5,7 @@ Every section is hashed into the fingerprints of the stages that read it (medsch
 """
 
 from collections.abc import Mapping
+from datetime import date
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
@@ -52,6 +53,8 @@ class Files(Section):
     """A reader of medschool.corpus.formats, such as `medline` or `jats`."""
     licence: str | None = None
     """Licence group of every document in these files; for formats that state none, such as `prose`."""
+    retrieved: date | None = None
+    """Day on which these files were retrieved; every document carries it."""
 
 
 class Source(Section):
@@ -59,9 +62,34 @@ class Source(Section):
 
     files: Annotated[tuple[Files, ...], Field(min_length=1)]
     licences: Annotated[tuple[str, ...], Field(min_length=1)]
-    """Licence groups that may be trained on; a document with any other is dropped and counted."""
+    """Licence groups that may be trained on; a document with any other is dropped and counted.
+
+    `commercial` and `non-commercial` stand for the groups that PubMed Central gives these names.
+    """
+    retracted: str | None = None
+    """CSV file of ids that were retracted, an absolute URI or a path below the store; its documents are dropped and counted."""
     expected_tokens: Positive | None = None
     """Size for planning, before the source has been tokenized."""
+
+
+class BadFiles(Section):
+    """How much of a source may be unreadable before the run stops. Network and permission errors never count: they stop it."""
+
+    max_share: Annotated[float, Field(ge=0, le=1)] = 0.001
+    """Of the records of a source."""
+    max_files: Annotated[int, Field(ge=0)] = 10
+    """Files that could not be read to their end."""
+
+
+class Identifiers(Section):
+    """Scan for the identifiers of people that HIPAA's Safe Harbor rule lists (45 CFR 164.514(b)(2))."""
+
+    max_per_document: Annotated[int, Field(ge=0)]
+    """A document with more findings is quarantined."""
+    max_quarantined_share: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """Of the documents of a source; when more are quarantined the run stops, because the source is not what it is taken for."""
+    names: bool = False
+    """Also look for names of people and places with presidio (the extra `deidentify`)."""
 
 
 class Clean(Section):
@@ -69,6 +97,34 @@ class Clean(Section):
 
     min_chars: Positive
     """Shorter documents are dropped, in characters after cleaning."""
+    off: tuple[str, ...] = ()
+    """Steps of medschool.corpus.steps that are left out, by name; all run when empty."""
+    languages: tuple[Annotated[str, StringConstraints(pattern=r"^[a-z]{2}$")], ...] | None = None
+    """Languages to keep, as ISO 639-1 codes, by what the text looks like; every language when left out."""
+    quality: tuple[Literal["gopher", "c4", "fineweb"], ...] = ()
+    """Quality filters with their published thresholds, in this order."""
+    bad_files: BadFiles = BadFiles()
+    identifiers: Identifiers | None = None
+    """Scan for identifiers of people; none when left out."""
+
+
+class NearDuplicates(Section):
+    """Removal of near-duplicates, over all sources together: MinHash with banding (Broder 1997; Leskovec et al., chapter 3)."""
+
+    similarity: Annotated[float, Field(gt=0, lt=1)] = 0.8
+    """Jaccard similarity of two documents' word n-grams from which one of them goes."""
+    permutations: Positive = 128
+    ngram_words: Positive = 5
+
+
+class Canaries(Section):
+    """Invented sentences that are put into one source, to measure later what a model repeats by heart (Carlini et al. 2019)."""
+
+    source: Name
+    count: Positive
+    """Different sentences."""
+    repeats: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 4, 16)
+    """How often they stand in the source: the sentences are dealt to these numbers in turn."""
 
 
 class Tokens(Section):
@@ -76,6 +132,8 @@ class Tokens(Section):
 
     row_tokens: Positive
     """Length of a training row, in tokens (the paper's context is 2048)."""
+    packing: Literal["concatenate", "best_fit", "windows"] = "concatenate"
+    """`concatenate` cuts a stream of documents, `best_fit` keeps short ones whole, `windows` is the paper's released code."""
     rows_per_shard: Positive = 4096
     """Rows in one stored file; 4096 rows of 2048 uint16 tokens are 16 MiB."""
     heldout_tokens: Positive
@@ -135,6 +193,8 @@ class Training(Section):
     """Rows in one global batch, over all workers."""
     length: Length
     optimizer: Optimizer
+    max_repeats: dict[Name, Annotated[float, Field(gt=0)]] = {}
+    """How often a source or set may be seen, in passes over it; a variant that would need more is refused by the plan."""
 
 
 Weights = Annotated[dict[Name, Annotated[int, Field(gt=0)]], Field(min_length=1)]
@@ -146,6 +206,8 @@ class Variant(Section):
 
     weights: Weights | None = None
     """Knowledge injection: parts of each source in every batch of `pretrain`."""
+    weights_from: dict[Annotated[int, Field(gt=0)], Weights] = {}
+    """A curriculum: after so many optimizer steps other parts instead, and so on; a source may come late, or go."""
     instructions: Weights | None = None
     """Instruction tuning, after the injection where there is one: parts of each set in every batch of `instruct`."""
 
@@ -153,6 +215,16 @@ class Variant(Section):
     @classmethod
     def _sorted(cls, weights: dict[str, int] | None) -> dict[str, int] | None:
         return None if weights is None else dict(sorted(weights.items()))
+
+    @field_validator("weights_from")
+    @classmethod
+    def _in_order(cls, weights_from: dict[int, dict[str, int]]) -> dict[int, dict[str, int]]:
+        return {step: dict(sorted(weights_from[step].items())) for step in sorted(weights_from)}
+
+    @property
+    def pretrained_on(self) -> set[str]:
+        """Every source that it reads at whatever step."""
+        return {name for weights in (self.weights or {}, *self.weights_from.values()) for name in weights}
 
     @property
     def trains(self) -> bool:
@@ -281,6 +353,8 @@ class Recipe(Section):
     model: Model
     sources: Annotated[dict[Name, Source], Field(min_length=1)]
     clean: Clean
+    near_duplicates: NearDuplicates | None = None
+    canaries: Canaries | None = None
     tokens: Tokens
     pretrain: Training
     exams: dict[Name, Exam] = {}
@@ -303,13 +377,18 @@ class Recipe(Section):
         for name, variant in self.variants.items():
             for source in variant.weights or {}:
                 _known(f"variants.{name}.weights", source, self.sources)
+            if variant.weights_from and variant.weights is None:
+                raise ValueError(f"variants.{name}.weights_from: needs `weights`, for the steps before it")
+            for step, weights in variant.weights_from.items():
+                for source in weights:
+                    _known(f"variants.{name}.weights_from.{step}", source, self.sources)
             for source in variant.instructions or {}:
                 _known(f"variants.{name}.instructions", source, self.instructions)
             if variant.instructions is not None and (self.chats is None or self.instruct is None):
                 raise ValueError(f"variants.{name}.instructions: needs the sections `chats` and `instruct`")
-        self._check_length("pretrain", self.pretrain, [variant.weights for variant in self.variants.values()], self.sources)
+        self._check_length("pretrain", self.pretrain, [variant.pretrained_on for variant in self.variants.values()], self.sources)
         if self.instruct is not None:
-            tuned = [variant.instructions for variant in self.variants.values()]
+            tuned = [{*(variant.instructions or {})} for variant in self.variants.values()]
             self._check_length("instruct", self.instruct, tuned, self.instructions)
         self._check_gate()
         if self.probes is not None and (self.gate is None or self.variants[self.gate.candidates[0]].weights is None):
@@ -325,13 +404,13 @@ class Recipe(Section):
                 raise ValueError(f"search.variant: {self.search.variant!r} has no weights; name one that is pretrained")
         return self
 
-    def _check_length(
-        self, phase: str, spec: Training, weights: list[dict[str, int] | None], known: Mapping[str, Section]
-    ) -> None:
+    def _check_length(self, phase: str, spec: Training, trained_on: list[set[str]], known: Mapping[str, Section]) -> None:
+        for name in spec.max_repeats:
+            _known(f"{phase}.max_repeats", name, known)
         counted = spec.length.epochs_of
         if counted is not None:
             _known(f"{phase}.length.epochs_of", counted, known)
-            if not any(counted in (mixture or {}) for mixture in weights):
+            if not any(counted in names for names in trained_on):
                 raise ValueError(f"{phase}.length.epochs_of: no variant trains on {counted!r}")
 
     def _check_gate(self) -> None:

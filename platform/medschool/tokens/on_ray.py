@@ -1,6 +1,7 @@
 """The tokens stage as a Ray Data job, and the feed of Ray Train.
 
-    documents/*.parquet --tokenize and pack, one task a part--> rows --shard = hash mod shards--> shuffled shards --> store
+    documents/*.parquet --tokenize and pack, one task a portion--> rows dealt to shards, in the store    (tokens.portions, .pack)
+    rows of a group of shards, from every portion --one task a group--> shuffled shards in the store     (tokens.deal)
     Order + shards --one read task a (batch, rank)--> streaming_split --> rank r's slice of every batch, in order
 
 The order of the feed rests on three things that a test holds together: one block is one (batch, rank), all blocks have the same
@@ -9,8 +10,11 @@ training loop compares it with the order it expects.
 """
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass
+import json
+import os
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,74 +22,111 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
-from ray.data import Datasource, ExecutionOptions
+from ray.data import Datasource, ExecutionOptions, ExecutionResources
 from ray.data.block import BlockMetadata
 from ray.data.datasource import ReadTask
 from ray.train import DataConfig
 
-from medschool import storage
 from medschool.artifact import Artifact, ArtifactFile, Output, local_copy, write_file
+from medschool.duplicates import removed_ids
 from medschool.recipe import Recipe
-from medschool.seed import seed_of
+from medschool.recipe.schema import Tokens
+from medschool.tokens.deal import Deal, Dealt, Group, Segment, deal_portion, plan_deal, segments, write_group
+from medschool.tokens.fast import SAMPLE_CHARS, Gate, fast_encode, open_gate
 from medschool.tokens.heldout import choose_heldout
-from medschool.tokens.pack import Rows, pack
-from medschool.tokens.shards import HELDOUT, INDEX, Index, index_bytes, ipc_bytes, read_table, rows_table
+from medschool.tokens.pack import Rows, pack, pack_best_fit, pack_windows
+from medschool.tokens.portions import Portion, cut_portions, read_portion, sample
+from medschool.tokens.shards import HELDOUT, INDEX, Index, index_bytes, ipc_bytes, read_table
 from medschool.tokens.stream import Feed, rank_rows, read_block
 from medschool.tokens.tokenizer import Tokenizer, load_tokenizer
 
 TASK_CPUS = 0.5
+PACK_CPUS = 1
+"""A task encodes on one thread, so that a node is filled with tasks: of one task with many threads all but one would be idle
+while it reads, copies ids and packs, a tenth of a thread's time."""
 READERS_A_RANK = 2
 """Read tasks at once for each training worker: more would start more processes than a small machine has cores for."""
+READ_AHEAD = 8
+"""Global batches that are read and not yet taken."""
+READ_AHEAD_BYTES = 16 * 2**20
+"""Small batches may be ahead by this much: Ray Data's own estimates of a few KiB would hold the reads up."""
 CHARS_PER_TOKEN = 4
 """Rough size of a token of English text; decides how many shards are cut, nothing else."""
 
 
-def make_tokens(recipe: Recipe, corpus: Artifact, tokenizer: Artifact, prefix_uri: str) -> Output:
-    """Tokenize, hold out, pack, shuffle and store the documents of one source."""
-    spec = recipe.tokens
-    tool = load_tokenizer(local_copy(tokenizer))
-    parts = [file for file in corpus.files if file.path.startswith("documents/")]
-    heldout = choose_heldout(
-        [corpus.uri(file.path) for file in parts], tool, spec.heldout_tokens, spec.heldout_document_tokens, recipe.seed
-    )
-    held_ids = ray.put(frozenset(heldout.column("id").to_pylist()))
+def make_tokens(recipe: Recipe, source: str, inputs: Mapping[str, Artifact], prefix_uri: str, work_uri: str) -> Output:
+    """Tokenize, hold out, pack, shuffle and store the documents of one source.
+
+    `inputs` by role: `corpus/<source>`, `tokenizer`, and `duplicates` where near-duplicates are removed. `work_uri` is a folder
+    of this stage's fingerprint: an attempt that is killed leaves its finished work there for the next one.
+    """
+    spec, corpus, tokenizer = recipe.tokens, inputs[f"corpus/{source}"], inputs["tokenizer"]
+    folder = local_copy(tokenizer)
+    tool = load_tokenizer(folder)
+    uris = [corpus.uri(file.path) for file in corpus.files if file.path.startswith("documents/")]
+    removed = removed_ids(inputs["duplicates"], source) if "duplicates" in inputs else frozenset()
+    heldout = choose_heldout(uris, tool, spec.heldout_tokens, spec.heldout_document_tokens, recipe.seed, removed)
+    portions = cut_portions(uris)
+    gate = open_gate(folder, tool, sample(portions, SAMPLE_CHARS))
     shards = max(1, round(corpus.facts["chars"] / CHARS_PER_TOKEN / spec.row_tokens / spec.rows_per_shard))
-    packer = partial(_pack_part, tokenizer=tokenizer, held_ids=held_ids, row_tokens=spec.row_tokens)
-    stored = store_shards([corpus.uri(file.path) for file in parts], packer, shards, recipe.seed, prefix_uri)
+    left_out = pa.array(sorted(removed.union(heldout.column("id").to_pylist())), pa.string())
+    packer = partial(_pack_portion, spec=spec, seed=recipe.seed, tokenizer=tokenizer, fast=gate.used, left_out=ray.put(left_out))
+    shard_bytes = spec.rows_per_shard * spec.row_tokens * tool.dtype.itemsize
+    deal = plan_deal(portions, shards, shard_bytes, recipe.seed, work_uri, prefix_uri)
+    stored = store_shards(portions, packer, deal)
     index = Index(
         row_tokens=spec.row_tokens,
         dtype=tool.dtype.name,
         eos_id=tool.eos_id,
         shards=stored.shards,
-        documents=corpus.facts["documents"] - heldout.num_rows,
+        documents=stored.documents,
         tail_tokens=stored.tail_tokens,
         heldout_documents=heldout.num_rows,
         heldout_tokens=sum(map(len, heldout.column("tokens").to_pylist())),
+        padding_tokens=stored.padding_tokens,
     )
     heldout_file = write_file(prefix_uri, HELDOUT, ipc_bytes(heldout))
     files = (*stored.files, heldout_file, write_file(prefix_uri, INDEX, index_bytes(index)))
-    facts = {
+    return Output(files, _facts(index, len(removed), stored, gate))
+
+
+def _facts(index: Index, removed: int, stored: "Stored", gate: Gate) -> dict[str, Any]:
+    return {
         "rows": index.rows,
         "tokens": index.tokens,
         "documents": index.documents,
-        "shards": len(stored.shards),
+        "shards": len(index.shards),
         "tail_tokens": index.tail_tokens,
+        "padding_tokens": index.padding_tokens,
+        "heldout_documents": index.heldout_documents,
+        "heldout_tokens": index.heldout_tokens,
+        "duplicates_left_out": removed,
+        "reused": stored.reused,
+        "fast_tokenizer": str(gate),
+        "gate_documents": gate.documents,
     }
-    return Output(files, facts | {"heldout_documents": index.heldout_documents, "heldout_tokens": index.heldout_tokens})
+
+
+def _pack_portion(portion: Portion, spec: Tokens, seed: int, tokenizer: Artifact, fast: bool, left_out: ray.ObjectRef) -> Rows:
+    """The documents of one portion in rows, without those left out; encoded on one thread, as one of this node's tasks."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    folder = str(local_copy(tokenizer))
+    tool = _tokenizer(folder)
+    encode = fast_encode(Path(folder)) if fast else tool.encode
+    ids: list[str] = []
+    documents: list[np.ndarray] = []
+    for some, texts in read_portion(portion, ray.get(left_out)):
+        ids += some
+        documents += encode(texts)
+    if spec.packing == "windows":
+        return pack_windows(ids, documents, spec.row_tokens, tool.eos_id, tool.dtype, seed)
+    packer = pack_best_fit if spec.packing == "best_fit" else pack
+    return packer(ids, documents, spec.row_tokens, tool.eos_id, tool.dtype)
 
 
 @functools.lru_cache(maxsize=2)
 def _tokenizer(folder: str) -> Tokenizer:
     return load_tokenizer(Path(folder))
-
-
-def _pack_part(uri: str, tokenizer: Artifact, held_ids: ray.ObjectRef, row_tokens: int) -> Rows:
-    """The documents of one Parquet part in rows, without those held out."""
-    tool, held = _tokenizer(str(local_copy(tokenizer))), ray.get(held_ids)
-    documents = storage.read_parquet(uri, ["id", "text"])
-    columns = (documents.column(name).to_pylist() for name in ("id", "text"))
-    pairs = [(id_, text) for id_, text in zip(*columns, strict=True) if id_ not in held]
-    return pack([id_ for id_, _ in pairs], tool.encode([text for _, text in pairs]), row_tokens, tool.eos_id, tool.dtype)
 
 
 @dataclass(frozen=True)
@@ -95,56 +136,49 @@ class Stored:
     files: tuple[ArtifactFile, ...]
     shards: tuple[tuple[str, int], ...]
     """(path in the artifact, rows)."""
+    documents: int
     tail_tokens: int
+    padding_tokens: int
+    reused: dict[str, int]
+    """Portions and groups of shards that an earlier attempt had finished."""
 
 
-def store_shards(part_uris: list[str], pack_part: Callable[[str], Rows], shards: int, seed: int, prefix_uri: str) -> Stored:
-    """Pack every part in a task of its own, deal the rows to shards at random, shuffle and store each shard.
+def store_shards(portions: Sequence[Any], pack_portion: Callable[[Any], Rows], deal: Deal) -> Stored:
+    """Pack every portion (JSON values) in a task of its own, deal the rows to shards at random, shuffle and store each shard.
 
-    What comes out depends on the parts, the number of shards and the seed, never on the order in which tasks end.
+    What comes out depends on the portions, the number of shards and the seed, never on the order in which tasks end. Through Ray
+    go names and places in files; a portion's rows go from its task to the store, and from there to the tasks that write shards.
     """
-    jobs = ray.data.from_items(
-        [{"part": number, "uri": uri} for number, uri in enumerate(part_uris)], override_num_blocks=len(part_uris)
-    )
-    settings = {"pack_part": pack_part, "shards": shards, "seed": seed}
-    rows = jobs.map_batches(_deal, batch_size=1, fn_kwargs=settings, num_cpus=TASK_CPUS)
-    written = rows.groupby("shard", num_partitions=shards).map_groups(
-        _write_shard, batch_format="pyarrow", fn_kwargs={"prefix_uri": prefix_uri, "seed": seed}, num_cpus=TASK_CPUS
-    )
-    found = sorted(written.take_all(), key=lambda shard: str(shard["path"]))
+    dealt = _each([json.dumps(portion) for portion in portions], partial(_deal, pack_portion=pack_portion, deal=deal))
+    spans = [json.dumps([asdict(span) for span in segments(dealt, group)]) for group in range(deal.groups)]
+    groups: list[Group] = _each(spans, partial(_write, deal=deal))
     return Stored(
-        tuple(ArtifactFile(shard["path"], shard["size_bytes"], shard["sha256"]) for shard in found),
-        tuple((shard["path"], shard["rows"]) for shard in found),
-        sum(shard["tail_tokens"] for shard in found),
+        files=tuple(file for group in groups for file in group.files),
+        shards=tuple(shard for group in groups for shard in group.shards),
+        documents=sum(part.documents for part in dealt),
+        tail_tokens=sum(part.tail_tokens for part in dealt),
+        padding_tokens=sum(part.padding_tokens for part in dealt),
+        reused={"portions": sum(part.reused for part in dealt), "groups": sum(group.reused for group in groups)},
     )
 
 
-def _deal(batch: dict[str, Any], pack_part: Callable[[str], Rows], shards: int, seed: int) -> pa.Table:
-    """The packed rows of one part, each with the shard it belongs to and its place in the part."""
-    part, packed = int(batch["part"][0]), pack_part(str(batch["uri"][0]))
-    table = rows_table(packed, packed.tokens.dtype)
-    draw = np.random.Generator(np.random.Philox(seed_of(seed, "shard", part)))
-    tail = np.zeros(table.num_rows, np.int64)
-    tail[:1] = packed.tail_tokens
-    for name, values in (
-        ("shard", draw.integers(0, shards, table.num_rows, dtype=np.int32)),
-        ("part", np.full(table.num_rows, part, np.int32)),
-        ("place", np.arange(table.num_rows)),
-        ("tail", tail),
-    ):
-        table = table.append_column(name, pa.array(values))
-    return table
+def _deal(number: int, portion: str, pack_portion: Callable[[Any], Rows], deal: Deal) -> Dealt:
+    return deal_portion(deal, number, lambda: pack_portion(json.loads(portion)))
 
 
-def _write_shard(group: pa.Table, prefix_uri: str, seed: int) -> dict[str, Any]:
-    """Shuffle and store the rows of one shard. The result does not depend on the order in which the rows arrived."""
-    number = group.column("shard")[0].as_py()
-    rows = group.sort_by([("part", "ascending"), ("place", "ascending")])
-    rows = rows.take(np.random.Generator(np.random.Philox(seed_of(seed, "rows", number))).permutation(rows.num_rows))
-    stored = rows.select(["tokens", "trained", "doc_ids", "doc_lengths"])
-    file = write_file(prefix_uri, f"shards/{number:05}.arrow", ipc_bytes(stored))
-    tail = int(np.sum(rows.column("tail").to_numpy()))
-    return {key: [value] for key, value in (vars(file) | {"rows": rows.num_rows, "tail_tokens": tail}).items()}
+def _write(number: int, spans: str, deal: Deal) -> Group:
+    return write_group(deal, number, [Segment(**span) for span in json.loads(spans)])
+
+
+def _each(jobs: list[str], do: Callable[[int, str], Any]) -> list[Any]:
+    """`do(number, job)` for every job, one Ray task each; the answers in the order of the jobs."""
+
+    def run(row: dict[str, Any]) -> dict[str, Any]:
+        return {"number": row["number"], "answer": pickle.dumps(do(row["number"], row["job"]))}
+
+    rows = [{"number": number, "job": job} for number, job in enumerate(jobs)]
+    answers = ray.data.from_items(rows, override_num_blocks=len(rows)).map(run, num_cpus=PACK_CPUS).take_all()
+    return [pickle.loads(row["answer"]) for row in sorted(answers, key=lambda row: int(row["number"]))]
 
 
 class _Blocks(Datasource):  # type: ignore[misc]
@@ -168,22 +202,36 @@ class _Blocks(Datasource):  # type: ignore[misc]
         ]
 
 
-def _read(feed: Any, batch: int, rank: int, world_size: int) -> list[pa.Table]:
-    return [read_block(ray.get(feed), batch, rank, world_size)]
+def _read(feed: ray.ObjectRef, batch: int, rank: int, world_size: int) -> list[pa.Table]:
+    return [read_block(_fetched(feed), batch, rank, world_size)]
+
+
+@functools.lru_cache(maxsize=2)
+def _fetched(feed: ray.ObjectRef) -> Feed:
+    """The feed, unpacked once a process: what its order works out for one block serves the next."""
+    found: Feed = ray.get(feed)
+    return found
 
 
 def blocks(feed: Feed, start: int, stop: int, world_size: int) -> "ray.data.Dataset":
-    """Batches [start, stop) as an ordered Ray Dataset, to be split over `world_size` ranks."""
+    """Batches [start, stop) as an ordered Ray Dataset, to be split over `world_size` ranks.
+
+    Memory, in Ray's object store: READ_AHEAD batches that are read and wait (READ_AHEAD_BYTES where that is more), the blocks
+    that are being read, and those that a rank has taken ahead (`prefetch_batches`). Ray Data starts no read beyond that.
+    """
     per_rank = rank_rows(feed.order.batch_rows, world_size)
-    row_bytes = feed.row_tokens * (np.dtype(feed.dtype).itemsize + 1) + 256
+    row_bytes = feed.row_tokens * np.dtype(feed.dtype).itemsize + feed.row_tokens // 8 + 256
     source = _Blocks(ray.put(feed), start, stop, world_size, per_rank, row_bytes)
     dataset = ray.data.read_datasource(
         source,
         override_num_blocks=(stop - start) * world_size,
         concurrency=READERS_A_RANK * world_size,
-        ray_remote_args={"num_cpus": TASK_CPUS},
+        num_cpus=TASK_CPUS,
     )
-    dataset.context.execution_options = ExecutionOptions(preserve_order=True)
+    bound = max(READ_AHEAD * world_size * per_rank * row_bytes, READ_AHEAD_BYTES)
+    dataset.context.execution_options = ExecutionOptions(
+        preserve_order=True, resource_limits=ExecutionResources(object_store_memory=bound)
+    )
     return dataset
 
 

@@ -3,6 +3,7 @@
     index.json             row_tokens, dtype, eos_id, rows and tokens in all, [path, rows] of every shard
     shards/00000.arrow     tokens: fixed_size_list<uint16 or uint32>[row_tokens], trained: fixed_size_list<bool>[row_tokens],
                            doc_ids: list<string>, doc_lengths: list<int32>
+    where/00000.parquet    id: string, row: int32          which documents stand in which rows of that shard
     heldout.arrow          id: string, tokens: list<uint16 or uint32>          whole documents that training never sees
 
 Shards are uncompressed (token ids hardly compress) and cut into record batches of BATCH_ROWS rows, so that a few rows are read
@@ -17,10 +18,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from medschool import storage
 from medschool.errors import InputError
-from medschool.tokens.pack import Rows
+from medschool.tokens.kept import local_shard
+from medschool.tokens.pack import PADDING, Rows
 
 BATCH_ROWS = 256
 INDEX, HELDOUT = "index.json", "heldout.arrow"
@@ -37,9 +40,11 @@ class Index:
     """(path in the artifact, rows)."""
     documents: int
     tail_tokens: int
-    """Tokens left out behind the last full row of each packed part."""
+    """Tokens left out: behind the last full row of each packed portion, or outside of the windows."""
     heldout_documents: int
     heldout_tokens: int
+    padding_tokens: int = 0
+    """Tokens of the rows that stand for nothing and are not trained on."""
 
     @property
     def shard_rows(self) -> tuple[int, ...]:
@@ -83,6 +88,22 @@ def rows_table(rows: Rows, dtype: np.dtype[Any]) -> pa.Table:
     return pa.table([tokens, trained, rows.doc_ids, rows.doc_lengths], schema=rows_schema(row_tokens, dtype.name))
 
 
+def shard_path(number: int) -> str:
+    return f"shards/{number:05}.arrow"
+
+
+def where_path(number: int) -> str:
+    return f"where/{number:05}.parquet"
+
+
+def where_table(shard: pa.Table) -> pa.Table:
+    """Table (id, row) of a shard, one line for each piece of a document in a row, in the order of the rows; without padding."""
+    pieces = shard.column("doc_ids")
+    rows = np.repeat(np.arange(shard.num_rows, dtype=np.int32), pc.list_value_length(pieces).to_numpy())
+    found = pa.table({"id": pc.list_flatten(pieces), "row": pa.array(rows)})
+    return found.filter(pc.not_equal(found.column("id"), PADDING)).combine_chunks()
+
+
 def ipc_bytes(table: pa.Table) -> bytes:
     """One Arrow IPC file."""
     sink = io.BytesIO()
@@ -92,44 +113,35 @@ def ipc_bytes(table: pa.Table) -> bytes:
 
 
 def read_rows(uri: str, rows: list[int]) -> pa.Table:
-    """The given rows of a shard, in the given order, fetching only the record batches that hold them.
+    """The given rows of a shard, in the given order. The shard is fetched whole, once a node (see tokens.kept).
 
     Raises InputError when the shard is missing or not a whole Arrow file, StorageError when the store fails, IndexError when a
     row is out of range.
     """
-    batches = _batches(uri, sorted({row // BATCH_ROWS for row in rows}))
-    parts = [batches[row // BATCH_ROWS].slice(row % BATCH_ROWS, 1) for row in rows]
-    if any(part.num_rows != 1 for part in parts):
+    shard = _shard(uri)
+    if rows and not 0 <= min(rows) <= max(rows) < shard.num_rows:
         raise IndexError(f"{uri}: a row of {rows} is out of range")
-    return pa.Table.from_batches(parts)
+    return shard.take(pa.array(rows, pa.int32()))
 
 
-@storage.guard
-def _batches(uri: str, numbers: list[int]) -> dict[int, pa.RecordBatch]:
+@functools.lru_cache(maxsize=16)
+def _shard(uri: str) -> pa.Table:
+    """A shard, mapped: its memory is the page cache of its file."""
     try:
-        reader = _reader(uri)
-        return {number: reader.get_batch(number) for number in numbers}
-    except (pa.ArrowException, OSError) as error:
-        if not _is_damage(error):
-            raise
+        return pa.ipc.open_file(pa.memory_map(str(local_shard(uri)))).read_all().combine_chunks()
+    except (pa.ArrowException, FileNotFoundError) as error:
         raise InputError(
             f"not a whole shard ({error})", "run the tokens stage again under a new seed, or restore the object", uri
         ) from error
 
 
-def _is_damage(error: Exception) -> bool:
-    """Whether the bytes are wrong, rather than the store: Arrow's own OSError is a plain one without errno."""
-    return isinstance(error, pa.ArrowException | FileNotFoundError) or (type(error) is OSError and error.errno is None)
-
-
 def read_table(uri: str) -> pa.Table:
-    """A whole Arrow file."""
-    return pa.ipc.open_file(pa.BufferReader(storage.read_bytes(uri))).read_all()
-
-
-@functools.lru_cache(maxsize=64)
-def _reader(uri: str) -> pa.ipc.RecordBatchFileReader:
-    return pa.ipc.open_file(storage.filesystem(uri).open(uri, "rb", cache_type="readahead", block_size=2**18))
+    """A whole Arrow file. Raises InputError when it is none."""
+    data = storage.read_bytes(uri)
+    try:
+        return pa.ipc.open_file(pa.BufferReader(data)).read_all()
+    except pa.ArrowException as error:
+        raise InputError(f"not a whole Arrow file ({error})", "make it again, or restore the object", uri) from error
 
 
 def tokens_of(table: pa.Table) -> np.ndarray:

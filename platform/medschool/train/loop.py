@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 import torch.distributed as dist
 
@@ -43,6 +44,8 @@ class Step:
     """Tokens of the global batch, whole rows."""
     targets: int
     """Of those, tokens that were predicted and trained."""
+    rows: dict[str, int]
+    """Rows of each source that this rank was fed, without padding."""
     data_wait_s: float
     step_s: float
 
@@ -75,6 +78,7 @@ def train(
                 grad_norm=float("nan") if norm is None else float(norm),
                 tokens=order.batch_rows * tokens_of(table).shape[1],
                 targets=targets,
+                rows=rows_fed(table),
                 data_wait_s=began - waiting_since,
                 step_s=time.perf_counter() - began,
             )
@@ -99,6 +103,12 @@ def _update(engine: Any, table: pa.Table, dtype: torch.dtype, world_size: int) -
         engine.step()
     dist.all_reduce(totals[1:])
     return float(totals[1] / totals[0]), int(totals[0])
+
+
+def rows_fed(table: pa.Table) -> dict[str, int]:
+    """Rows of each source in a rank's slice of a batch."""
+    real = table.column("source").filter(pc.greater(table.column("weight"), 0))
+    return {count["values"]: count["counts"] for count in pc.value_counts(real).to_pylist()}
 
 
 def _check_rows(table: pa.Table, order: Order, batch: int, rank: int, world_size: int) -> None:

@@ -31,9 +31,11 @@ from medschool.artifact import Artifact, ArtifactFile, Output, upload_folder, wr
 from medschool.board import Board
 from medschool.cluster.fit import trial_needs
 from medschool.errors import InputError, MedschoolError, PlanError, StageError, cause_of
+from medschool.ledger import LEDGER, Ledger, go_on, ledger_bytes, parse_ledger
 from medschool.procedure import Phase, row_tokens, training
 from medschool.recipe import Recipe
 from medschool.recipe.schema import Training
+from medschool.tokens.mixture import Weights
 from medschool.tokens.on_ray import OrderedData
 from medschool.tokens.order import Order
 from medschool.tokens.shards import Index
@@ -93,15 +95,15 @@ class Course:
 def make_checkpoint(course: Course, rows: dict[str, tuple[Artifact, Index]], board: Board) -> Output:
     """Train one phase. `rows` holds the token rows of every source or set in the mixture.
 
-    Raises PlanError when it cannot be placed, StageError when it fails.
+    Raises PlanError when it cannot be placed, StageError when it fails, or consumes other tokens than planned.
     """
     order = course.order
-    uris = {name: tuple(rows[name][0].uri(path) for path, _ in rows[name][1].shards) for name in order.weights}
+    uris = {name: tuple(rows[name][0].uri(path) for path, _ in rows[name][1].shards) for name in order.sources}
     first = next(iter(rows.values()))[1]
-    result = _fit(course, Feed(order, uris, first.row_tokens, first.dtype), board)
+    ledger = Ledger(order, first.row_tokens, {name: rows[name][0].digest for name in order.sources}, course.model.digest)
+    result = _fit(course, Feed(order, uris, first.row_tokens, first.dtype), ledger, board)
     files = tuple(ArtifactFile(**file) for file in result.pop("files"))
-    taken = order.mixture.rows_before(course.steps)
-    return Output(files, {"steps": course.steps, **result, "rows": taken})
+    return Output(files, {"steps": course.steps, **result})
 
 
 def cluster_room() -> dict[str, float]:
@@ -130,13 +132,13 @@ def check_cluster(recipe: Recipe) -> None:
             )
 
 
-def _fit(course: Course, feed: Feed, board: Board) -> dict[str, Any]:
+def _fit(course: Course, feed: Feed, ledger: Ledger, board: Board) -> dict[str, Any]:
     spec = course.recipe.cluster
     os.environ.update(WORKER_ENV)
     resources = {"CPU": spec.cpus_per_worker, **({"GPU": spec.gpus_per_worker} if spec.gpus_per_worker else {})}
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"course": course, "board": board},
+        train_loop_config={"course": course, "ledger": ledger, "board": board},
         scaling_config=ScalingConfig(
             num_workers=spec.num_workers, use_gpu=spec.gpus_per_worker > 0, resources_per_worker=resources
         ),
@@ -170,6 +172,7 @@ def _work(config: dict[str, Any]) -> dict[str, Any] | None:
     import torch
 
     course: Course = config["course"]
+    ledger: Ledger = config["ledger"]
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # a C++ build of half a minute that only inference uses
     torch.manual_seed(course.order.seed)
     context = ray.train.get_context()
@@ -180,7 +183,10 @@ def _work(config: dict[str, Any]) -> dict[str, Any] | None:
         engine = _engine(deepspeed, course, world_size)
         if start.state_uri:
             _load_state(engine, start, scratch, config["board"])
-        return _steps(engine, course, start, rank, world_size, scratch, config["board"])
+            stored = parse_ledger((scratch / LEDGER).read_bytes(), start.state_uri)
+            ledger = go_on(ledger, stored, start.batch_index, start.step, start.state_uri)
+            ledger = ledger if rank == 0 else ledger.of_all([])  # what was counted before is counted once
+        return _steps(engine, course, start, ledger, rank, world_size, scratch, config["board"])
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -205,7 +211,7 @@ def _engine(deepspeed: Any, course: Course, world_size: int) -> Any:
 
 
 def _steps(
-    engine: Any, course: Course, start: Position, rank: int, world_size: int, scratch: Path, board: Board
+    engine: Any, course: Course, start: Position, ledger: Ledger, rank: int, world_size: int, scratch: Path, board: Board
 ) -> dict[str, Any] | None:
     """Train from `start` to the end, saving state on the way; rank 0 returns what the driver records."""
     every, told = course.recipe.cluster.checkpoint_every_steps, course.report_every_steps
@@ -213,15 +219,18 @@ def _steps(
     with Journal(scratch / JOURNAL, course.mlflow_run if rank == 0 else None, f"{course.phase}/") as journal:
 
         def after_step(step: Step) -> None:
+            nonlocal ledger
+            ledger = ledger.after(step.batch, step.rows)
             losses.append(step.loss)
             if rank == 0:
-                journal.log(step.step, {key: value for key, value in asdict(step).items() if key not in ("step", "batch")})
+                told_elsewhere = ("step", "batch", "rows")
+                journal.log(step.step, {key: value for key, value in asdict(step).items() if key not in told_elsewhere})
                 board.put(
                     f"step {step.step}/{course.steps}  loss {step.loss:.4f}  lr {step.lr:.2e}  "
                     f"{step.tokens / step.step_s:.0f} tokens/s"
                 )
             if step.step % every == 0 and step.step < course.steps:
-                _save_state(engine, course, Position(step.batch + 1, step.step), rank, world_size, scratch)
+                _save_state(engine, course, Position(step.batch + 1, step.step), ledger, rank, world_size, scratch)
             if told and step.step % told == 0 and step.step < course.steps:
                 ray.train.report(
                     {"step": step.step, "loss": sum(losses) / len(losses)}
@@ -235,7 +244,18 @@ def _steps(
         raise StageError(
             f"{reached} of {course.steps} steps were trained", "the data feed ended early: see the log", course.trial
         )
-    return _export(engine, course, rank, scratch)
+    ledger = _of_all(ledger, world_size)
+    ledger.check(course.steps, course.trial)
+    return _export(engine, course, ledger, rank, scratch)
+
+
+def _of_all(ledger: Ledger, world_size: int) -> Ledger:
+    """The ledger with the counts of all ranks; every rank gets it."""
+    import torch.distributed as dist
+
+    counts: list[Any] = [None] * world_size
+    dist.all_gather_object(counts, dict(ledger.rows))
+    return ledger.of_all(counts)
 
 
 def _since_report(scratch: Path, step: int, every: int) -> list[float]:
@@ -249,7 +269,9 @@ def _batches(per_rank: int) -> Iterator[Any]:
     yield from ray.train.get_dataset_shard("train").iter_batches(batch_size=per_rank, batch_format="pyarrow", prefetch_batches=2)
 
 
-def _save_state(engine: Any, course: Course, position: Position, rank: int, world_size: int, scratch: Path) -> None:
+def _save_state(
+    engine: Any, course: Course, position: Position, ledger: Ledger, rank: int, world_size: int, scratch: Path
+) -> None:
     """Every rank uploads its own files under one attempt prefix; rank 0 commits the manifest when all are there."""
     import torch.distributed as dist
 
@@ -257,8 +279,10 @@ def _save_state(engine: Any, course: Course, position: Position, rank: int, worl
     dist.broadcast_object_list(attempt)
     folder = scratch / attempt[0]
     engine.save_checkpoint(str(folder), tag="state", save_latest=False)
+    ledger = _of_all(ledger, world_size)
     if rank == 0:
         shutil.copyfile(scratch / JOURNAL, folder / JOURNAL)
+        (folder / LEDGER).write_bytes(ledger_bytes(ledger.before(position.batch_index)))
     prefix = state_prefix(course.run_uri, position.step, attempt[0])
     files = upload_folder(prefix, folder)
     shutil.rmtree(folder)
@@ -291,11 +315,12 @@ def _load_state(engine: Any, start: Position, scratch: Path, board: Board) -> No
             board.put(f"checkpoint passed over: {passed_over}")
         raise passed_over from error
     engine.load_checkpoint(str(folder), tag="state")
-    shutil.copyfile(folder / JOURNAL, scratch / JOURNAL)
+    for name in (JOURNAL, LEDGER):
+        shutil.copyfile(folder / name, scratch / name)
     shutil.rmtree(folder)
 
 
-def _export(engine: Any, course: Course, rank: int, scratch: Path) -> dict[str, Any] | None:
+def _export(engine: Any, course: Course, ledger: Ledger, rank: int, scratch: Path) -> dict[str, Any] | None:
     """Rank 0 writes the model as plain safetensors with its tokenizer, template and card, and uploads it."""
     import deepspeed
 
@@ -313,9 +338,12 @@ def _export(engine: Any, course: Course, rank: int, scratch: Path) -> dict[str, 
     (folder / "README.md").write_text(_card(course), encoding="utf-8")
     files = upload_folder(course.prefix_uri, folder, "export")
     files += (write_file(course.prefix_uri, JOURNAL, (scratch / JOURNAL).read_bytes()),)
+    files += (write_file(course.prefix_uri, LEDGER, ledger_bytes(ledger)),)
     steps = read_journal((scratch / JOURNAL).read_bytes())
     return {
         "files": [asdict(file) for file in files],
+        "rows": dict(ledger.rows),
+        **({"skipped_batches": len(ledger.skipped)} if ledger.skipped else {}),
         "tokens": sum(int(step["tokens"]) for step in steps),
         "targets": sum(int(step["targets"]) for step in steps),
         "loss_first": steps[0]["loss"],
@@ -324,7 +352,9 @@ def _export(engine: Any, course: Course, rank: int, scratch: Path) -> dict[str, 
 
 
 def _card(course: Course) -> str:
-    parts = ", ".join(f"{name} {weight}" for name, weight in course.order.weights.items())
+    parts = _parts(course.order.weights)
+    for step, weights in course.order.weights_from.items():
+        parts += f"; after step {step}: {_parts(weights)}"
     what = {"pretrain": "continued pretraining", "instruct": "instruction tuning"}[course.phase]
     before = ""
     if course.model.stage == "pretrain":
@@ -338,6 +368,10 @@ def _card(course: Course) -> str:
         f"{course.steps} steps of {course.spec.batch_rows} rows of {row_tokens(course.recipe, course.phase)} tokens; "
         f"parts of the mixture: {parts}; seed {course.order.seed}.\n" + before
     )
+
+
+def _parts(weights: Weights) -> str:
+    return ", ".join(f"{name} {weight}" for name, weight in weights.items())
 
 
 def _explained(error: TrainingFailedError, max_failures: int, name: str) -> MedschoolError:

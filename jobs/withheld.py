@@ -1,0 +1,6 @@
+"""python -m jobs.withheld RECIPE: make the `withheld` stages of a recipe; the stages before them must be finished."""
+
+from jobs.run import main
+
+if __name__ == "__main__":
+    main(lambda run: run.make("withheld"))

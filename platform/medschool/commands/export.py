@@ -1,0 +1,46 @@
+"""`medschool export ...`: what a run made, in forms that other programs read."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from medschool.commands.arguments import AsJson, Overrides, RecipePath, store_alone
+from medschool.commands.finished import finished
+from medschool.errors import RecipeError
+from medschool.recipe import load
+
+app = typer.Typer(name="export", no_args_is_help=True, help="Write what a run made in forms that other programs read.")
+
+
+@app.callback()
+def _group() -> None:
+    """Keeps `corpus` a verb of its own while it is the only one."""
+
+
+@app.command()
+def corpus(
+    recipe: RecipePath,
+    folder: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
+    source: Annotated[list[str], typer.Option(help="Only this source; repeatable.")] = [],  # noqa: B006 (typer's own form)
+    overrides: Overrides = [],  # noqa: B006
+    as_json: AsJson = False,
+) -> None:
+    """Write the finished corpus as a Hugging Face `datasets` directory: Parquet and a card. Near-duplicates stay out.
+
+    Example: medschool export corpus recipes/quickstart.yaml corpus --source papers
+    """
+    from medschool.corpus.export import export_corpus
+    from medschool.duplicates import removed_ids
+
+    checked = load(recipe, overrides)
+    if unknown := [name for name in source if name not in checked.sources]:
+        raise RecipeError(f"{unknown[0]!r} is no source", f"name one of {', '.join(checked.sources)}", "--source")
+    names = source or list(checked.sources)
+    made = finished(checked, store_alone(), [f"corpus/{name}" for name in names] + ["duplicates"] * bool(checked.near_duplicates))
+    removed = {name: removed_ids(made["duplicates"], name) for name in names} if checked.near_duplicates else {}
+    sources = {name: made[f"corpus/{name}"] for name in names}
+    found = export_corpus(checked.name, sources, removed, folder, (lambda _: None) if as_json else print)
+    print(json.dumps({name: asdict(one) for name, one in found.items()}, indent=1) if as_json else f"wrote {folder}/README.md")
