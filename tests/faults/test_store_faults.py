@@ -202,6 +202,15 @@ def first_batch(store: FaultyStore, feed: Feed, batch: int, world_size: int) -> 
     return counts["requests"], counts["bytes"]
 
 
+def test_a_file_read_whole_is_asked_for_in_large_pieces(store: FaultyStore) -> None:
+    data = np.random.default_rng(1).bytes(3 * storage.CHUNK_BYTES // 2)
+    storage.write_bytes("s3://medschool/large", data)
+    store.set(Faults())
+    assert storage.open_binary("s3://medschool/large").read() == data
+    assert storage.open_raw("s3://medschool/large", "large").read() == data
+    assert store.counts()["requests"] == 2 * (1 + 2)
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_a_start_in_the_middle_reads_no_more_than_one_at_the_beginning(store: FaultyStore, world_size: int) -> None:
     """A batch of 50 rows lies in at most two shards of each source; nothing before it is read."""
