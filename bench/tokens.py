@@ -24,7 +24,7 @@ portions on one thread each, against one process with two threads.
 
 `python bench/tokens.py [--reps 5] [--megabytes 33] [--store URI] [--json FILE]`; the store is MEDSCHOOL_STORE's, or a folder with
 raw/medline/*.xml.gz and raw/models/smollm2-135m-instruct, as `medschool fetch quickstart` puts them. The stage works in portions
-of 16 MiB: 33 MB are two, one for each core, as each core has many in a large corpus. Two cores, about eight minutes.
+of 16 MiB: 33 MB are two, one for each core, as each core has many in a large corpus. Five reps take some ten minutes.
 """
 
 import argparse

@@ -173,6 +173,12 @@ def test_a_source_of_one_document_cannot_be_held_out(tmp_path: Path) -> None:
         choose_heldout(parts(tmp_path, ["only"], 1), Tokenizer(Words(), 0, 100), 40, 3, 7)
 
 
+def test_a_canary_is_never_held_out(tmp_path: Path) -> None:
+    ids = [f"canary:{number:04}:0" for number in range(50)] + [f"doc{number}" for number in range(50)]
+    chosen = choose_heldout(parts(tmp_path, ids, 3), Tokenizer(Words(), 0, 100), 400, 3, 7).column("id").to_pylist()
+    assert chosen and all(id_.startswith("doc") for id_ in chosen)
+
+
 def test_what_duplicates_removed_is_not_held_out_and_others_take_its_place(tmp_path: Path) -> None:
     uris, tokenizer = parts(tmp_path, [f"doc{number}" for number in range(300)], 3), Tokenizer(Words(), 0, 100)
     before = choose_heldout(uris, tokenizer, 40, 3, 7).column("id").to_pylist()

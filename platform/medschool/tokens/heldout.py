@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from medschool.corpus.canaries import is_canary
 from medschool.errors import StageError
 from medschool.seed import seed_of
 from medschool.tokens.portions import open_parquet
@@ -62,14 +63,14 @@ def choose_heldout(
 
 
 def _ranked(part_uris: list[str], seed: int, removed: frozenset[str]) -> tuple[np.ndarray, np.ndarray, int]:
-    """(part, row) of every document by rank, and their number.
+    """(part, row) of every document by rank, and their number; canaries are there to be trained on.
 
     A revised record has the id of the one before; the first part that holds an id counts.
     """
     hashes, places = [], []
     for uri in part_uris:
         ids = open_parquet(uri, lambda file: file.read(["id"]).column("id").to_pylist())
-        kept = [row for row, id_ in enumerate(ids) if id_ not in removed]
+        kept = [row for row, id_ in enumerate(ids) if id_ not in removed and not is_canary(id_)]
         hashes.append(np.array([seed_of(seed, "heldout", ids[row]) for row in kept], dtype=np.uint64))
         places.append(np.array(kept, dtype=np.int32))
     _, first = np.unique(np.concatenate(hashes), return_index=True)  # sorted by hash, and the first of equal ones
