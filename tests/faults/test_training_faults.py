@@ -87,7 +87,7 @@ def resumed_steps(run: Watched) -> list[int]:
 def prepared(tiny_store: Path, ray_cluster: None) -> Path:
     """A store in which everything but the training is finished."""
     run = Watched(tiny_store)
-    for kind in ("model", "tokenizer", "corpus", "tokens"):
+    for kind in ("model", "tokenizer", "exams", "corpus", "tokens", "overlap", "withheld"):
         run.make(kind)
     return tiny_store
 
