@@ -11,12 +11,12 @@ Price: 100 MB a second and core.
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from medschool.errors import InputError
-from medschool.rows import Dropped
+from medschool.rows import Draft, Dropped
 
 LINE_BYTES = 16 * 2**20
 """Longest line, in bytes; a book of a thousand pages has 3 MB."""
@@ -117,3 +117,17 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse(constant: str) -> Any:
     raise ValueError(f"holds {constant}, which is not JSON")
+
+
+def rows(
+    stream: BinaryIO, uri: str, source: str, row: Callable[[Record, str, str], Draft | Dropped]
+) -> Iterator[Draft | Dropped]:
+    """What `row(record, uri, source)` makes of every record; a record that it calls Malformed is dropped with its line."""
+    for record in records(stream, uri, source):
+        if isinstance(record, Dropped):
+            yield record
+            continue
+        try:
+            yield row(record, uri, source)
+        except Malformed as error:
+            yield malformed(record.line, str(error), record.sample, uri, source)

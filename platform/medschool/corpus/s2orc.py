@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any, BinaryIO
 
-from medschool.corpus.jsonlines import Malformed, Record, malformed, records, strict
+from medschool.corpus.jsonlines import Malformed, Record, rows, strict
 from medschool.corpus.stated import licence_of, words_of, year_of
 from medschool.rows import Draft, Dropped, Span
 
@@ -63,14 +63,7 @@ def s2orc(stream: BinaryIO, uri: str, source: str) -> Iterator[Draft | Dropped]:
 
     Raises InputError for an empty file.
     """
-    for record in records(stream, uri, source):
-        if isinstance(record, Dropped):
-            yield record
-            continue
-        try:
-            yield _row(record, uri, source)
-        except Malformed as error:
-            yield malformed(record.line, str(error), record.sample, uri, source)
+    return rows(stream, uri, source, _row)
 
 
 def _row(record: Record, uri: str, source: str) -> Draft | Dropped:
