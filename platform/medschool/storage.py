@@ -515,8 +515,13 @@ def download_verified(uri: str, local: Path, sha256: str) -> None:
     found = sha256_file(local)
     if found != sha256:
         local.unlink()
-        raise InputError(
-            f"sha256 is {found}, its manifest says {sha256}: the object was changed or damaged after it was written",
-            "delete the artifact's manifest so that the stage runs again, and check who else writes to this prefix",
-            uri,
-        )
+        raise another_object(uri, found, sha256)
+
+
+def another_object(uri: str, found: str, sha256: str) -> InputError:
+    """The error for stored bytes that are not the ones a manifest names."""
+    return InputError(
+        f"sha256 is {found}, its manifest says {sha256}: the object was changed or damaged after it was written",
+        "delete the artifact's manifest so that the stage runs again, and check who else writes to this prefix",
+        uri,
+    )

@@ -264,3 +264,19 @@ def test_a_truncated_object_is_always_reported(store: FaultyStore, kind: str) ->
         with pytest.raises(InputError) as raised:
             read(uri)
         assert raised.value.where == uri and raised.value.remedy, size
+
+
+def test_a_shard_that_was_changed_in_the_store_is_never_fed(store: FaultyStore) -> None:
+    data, uri = arrow_bytes(), "s3://medschool/changed/0.arrow"
+    at = data.index(TOKENS["books", 2][7].tobytes())
+    sha256 = hashlib.sha256(data).hexdigest()
+    storage.write_bytes(uri, data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+    read_rows(uri, [7])  # a whole Arrow file
+    forget_shards()
+    for path in Path(os.environ["MEDSCHOOL_CACHE"]).glob("shards/*"):
+        path.unlink()
+    with pytest.raises(InputError, match=sha256) as raised:
+        read_rows(uri, [7], sha256)
+    assert raised.value.where == uri and raised.value.remedy
+    storage.write_bytes(uri, data)
+    assert read_rows(uri, [7], sha256).num_rows == 1

@@ -23,7 +23,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from medschool.errors import StageError
-from medschool.tokens.on_ray import READ_AHEAD, READ_AHEAD_BYTES, READERS_A_RANK, OrderedData, blocks
+from medschool.tokens.on_ray import BLOCK_BYTES, READ_AHEAD, READERS_A_RANK, OrderedData, blocks
 from medschool.tokens.order import Order, RowRef
 from medschool.tokens.pack import Rows
 from medschool.tokens.shards import ipc_bytes, rows_schema, rows_table
@@ -156,7 +156,7 @@ class Consumer:
 @pytest.mark.usefixtures("ray_cluster")
 def test_no_more_is_read_than_the_bound_says(tmp_path: Path) -> None:
     """While two ranks do nothing with their first batch, the reads of a run of 80 batches come to a rest far before its end."""
-    ranks, rows, batches, row_tokens = 2, 32, 80, 2**15
+    ranks, rows, batches, row_tokens = 2, 128, 80, 2**15
     tokens = np.random.default_rng(1).integers(0, 60_000, (256, row_tokens)).astype(np.uint16)
     path = tmp_path / "shard.arrow"
     path.write_bytes(
@@ -171,7 +171,7 @@ def test_no_more_is_read_than_the_bound_says(tmp_path: Path) -> None:
     while read != before:
         time.sleep(4)
         before, read = read, len((tmp_path / "notes").read_text().splitlines())
-    assert rows * row_tokens * 2 * READ_AHEAD >= READ_AHEAD_BYTES
+    assert rows // ranks * row_tokens * 2 >= BLOCK_BYTES  # so that a block is one batch
     assert sizes == [rows // ranks] * ranks
     assert ranks * READ_AHEAD <= read <= ranks * (READ_AHEAD + READERS_A_RANK + 1 + PREFETCH) < ranks * batches / 4
     assert ray.get([consumer.take_all.remote() for consumer in consumers]) == [batches - 1] * ranks

@@ -9,7 +9,7 @@ from typing import Any
 import gigatoken
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -61,12 +61,45 @@ def test_the_gate_opens_for_a_llama_vocabulary_and_says_what_it_compared(llama: 
     assert str(gate) == f"used: ids equal on 50 documents and {len(EDGE_CASES)} edge cases"
 
 
-@settings(max_examples=60, deadline=None)
-@given(written=st.lists(st.text(max_size=60), max_size=5))
-def test_both_ways_agree_on_any_text(llama: Path, written: list[str]) -> None:
-    fast, slow = fast_encode(llama)(written), load_tokenizer(llama).encode(written)
+LACKING = "\x04\x13"
+
+
+@pytest.fixture(scope="module")
+def digits_apart(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small tokenizer like SmolLM2's: bytes of GPT-2's words, each digit alone, and no token for some control characters."""
+    tool = Tokenizer(models.BPE())
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tool.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), words])
+    tool.decoder = decoders.ByteLevel()
+    alphabet = set(pre_tokenizers.ByteLevel.alphabet()) - {words.pre_tokenize_str(char)[0][0] for char in LACKING}
+    options = {"vocab_size": 900, "special_tokens": ["<eos>"], "show_progress": False, "initial_alphabet": sorted(alphabet)}
+    tool.train_from_iterator(texts(300), trainers.BpeTrainer(**options))
+    return saved(tmp_path_factory.mktemp("digits"), json.loads(tool.to_str()), "<eos>")
+
+
+ODD = st.text("0789²½٣४Ⅷ\u3007一\U0001d7d8𝛽\U00012400\U00020000👍aé \n\u2028'ś" + LACKING, max_size=30)
+
+
+@pytest.mark.parametrize("vocabulary", ["llama", "digits_apart"])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(written=st.lists(st.text(max_size=60) | ODD | st.sampled_from(texts(9)), max_size=6))
+def test_both_ways_agree_on_any_text(request: pytest.FixtureRequest, vocabulary: str, written: list[str]) -> None:
+    folder = request.getfixturevalue(vocabulary)
+    fast, slow = fast_encode(folder)(written), load_tokenizer(folder).encode(written)
     assert [ids.tolist() for ids in fast] == [ids.tolist() for ids in slow]
     assert all(ids.dtype == np.uint16 for ids in fast)
+
+
+def test_every_character_alone_and_between_digits_is_encoded_alike(digits_apart: Path) -> None:
+    """A character that one way takes for a digit and the other does not would show here."""
+    chars = [chr(code) for code in range(0x20100) if not 0xD800 <= code < 0xE000]
+    written = [f" {''.join(some)}1{'2'.join(some)}" for some in (chars[start : start + 64] for start in range(0, len(chars), 64))]
+    fast, slow = fast_encode(digits_apart)(written), load_tokenizer(digits_apart).encode(written)
+    assert [ids.tolist() for ids in fast] == [ids.tolist() for ids in slow]
+
+
+def test_the_gate_opens_where_digits_stand_alone(digits_apart: Path) -> None:
+    assert open_gate(digits_apart, load_tokenizer(digits_apart), texts(50)).used
 
 
 def test_a_control_token_in_a_text_stays_text(llama: Path) -> None:

@@ -122,12 +122,12 @@ def test_every_row_is_listed_as_it_is_stored(listed: Any) -> None:
 
 @pytest.mark.parametrize("world", [1, 2, 3, 8])
 def test_any_number_of_workers_gets_the_same_rows_and_what_the_stream_reads(listed: Any, store: Path, world: int) -> None:
-    from medschool.commands.tokens import feed_of
+    from medschool.commands.tokens import planned_feed
 
     found = rows(listed("--steps", "6", "--world-size", str(world), "--json"))
     alone = rows(listed("--steps", "6", "--json"))
     assert [{**row, "rank": 0} for row in found] == alone
-    feed = feed_of(load(store / "listed.yaml"), str(store), "knowledge", None)
+    feed = planned_feed(load(store / "listed.yaml"), str(store), "knowledge", None)
     for step in range(1, 7):
         for rank in range(world):
             fed = [row for row in read_block(feed, step - 1, rank, world).to_pylist() if row["weight"]]
@@ -153,12 +153,12 @@ def test_every_verb_of_a_group_has_help_with_an_example(words: list[str]) -> Non
 
 
 def test_what_cannot_be_listed_is_refused(store: Path, tmp_path: Path) -> None:
-    from medschool.commands.tokens import feed_of
+    from medschool.commands.tokens import planned_feed
 
     recipe = load(store / "listed.yaml")
     with pytest.raises(RecipeError, match="'base' is no variant with weights"):
-        feed_of(recipe, str(store), "base", None)
+        planned_feed(recipe, str(store), "base", None)
     with pytest.raises(RecipeError, match="5 is no training seed"):
-        feed_of(recipe, str(store), "knowledge", 5)
+        planned_feed(recipe, str(store), "knowledge", 5)
     with pytest.raises(StageError, match="is not finished"):
-        feed_of(load(store / "listed.yaml", ["tokens.row_tokens=7"]), str(store), "knowledge", None)
+        planned_feed(load(store / "listed.yaml", ["tokens.row_tokens=7"]), str(store), "knowledge", None)

@@ -38,7 +38,7 @@ def order(
     """
     from medschool.tokens.listing import rows_of_steps
 
-    feed = feed_of(load(recipe, overrides), store_alone(), variant, trial_seed)
+    feed = planned_feed(load(recipe, overrides), store_alone(), variant, trial_seed)
     rows = rows_of_steps(feed, from_step, steps, world_size)
     for line in (json.dumps(asdict(row)) for row in rows) if as_json else _table(rows):
         print(line)
@@ -103,7 +103,7 @@ def _fit_table(found: list["Fit"]) -> list[str]:
     return table(lines)
 
 
-def feed_of(recipe: Recipe, store_uri: str, variant: str, seed: int | None) -> "Feed":
+def planned_feed(recipe: Recipe, store_uri: str, variant: str, seed: int | None) -> "Feed":
     """The feed of a variant's pretraining under one seed, from finished stages.
 
     Raises RecipeError for a variant without weights or a seed that the recipe does not train with, StageError for a stage that
@@ -111,7 +111,7 @@ def feed_of(recipe: Recipe, store_uri: str, variant: str, seed: int | None) -> "
     """
     from medschool.procedure import phase_sources
     from medschool.tokens.order import order_of
-    from medschool.tokens.stream import Feed
+    from medschool.tokens.stream import feed_of
     from medschool.tokens.where import index_of
     from medschool.tokens.withheld import read_withheld
 
@@ -129,9 +129,7 @@ def feed_of(recipe: Recipe, store_uri: str, variant: str, seed: int | None) -> "
     indexes = {name: index_of(item) for name, item in made.items()}
     shard_rows = {name: index.shard_rows for name, index in indexes.items()}
     order = order_of(recipe, variant, "pretrain", seeds[0] if seed is None else seed, shard_rows, withheld)
-    uris = {name: tuple(made[name].uri(path) for path, _ in index.shards) for name, index in indexes.items()}
-    first = next(iter(indexes.values()))
-    return Feed(order, uris, first.row_tokens, first.dtype)
+    return feed_of(order, {name: (made[name], index) for name, index in indexes.items()})
 
 
 def _table(rows: Iterator["Listed"]) -> list[str]:

@@ -6,8 +6,13 @@ sample of the job's own documents and EDGE_CASES, and one id that differs sends 
 this gate, so the choice enters no fingerprint; it stands in the artifact's facts, with the reason and the size of the sample.
 
 The special tokens are taken out of the tokenizer.json that gigatoken reads. They stay in the vocabulary, but a control token that
-is written out in a text (`</s>`) then stays text, as medschool.tokens.tokenizer has it. Vocabularies that gigatoken cannot load
-(SmolLM2's has no token for some single bytes) are no error: the ordinary way is always there.
+is written out in a text (`</s>`) then stays text, as medschool.tokens.tokenizer has it.
+
+Byte-level vocabularies that keep digits apart (SmolLM2, StarCoder2) are cut for it: gigatoken knows the words of GPT-2, but not
+that digits stand alone, so texts are cut at digits here and the pieces' ids joined again. What is a digit is asked of the
+tokenizer itself. Single bytes that such a vocabulary lacks get an id that nothing uses, because gigatoken wants all 256; the rare
+texts that hold one, or a character beyond CUT_BELOW, are encoded the ordinary way. Vocabularies that gigatoken cannot load are no
+error: the ordinary way is always there.
 
 Price of the gate: the sample once through the ordinary tokenizer, about half a second for SAMPLE_CHARS.
 """
@@ -15,11 +20,14 @@ Price of the gate: the sample once through the ordinary tokenizer, about half a 
 import functools
 import itertools
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from tokenizers import pre_tokenizers
 
 from medschool.tokens.tokenizer import Tokenizer, load_tokenizer
 
@@ -53,6 +61,9 @@ EDGE_CASES = (  # written to be confusing
     "=" * 100 + "-" * 101 + "." * 102 + "_" * 103 + "\\" * 5 + "{[()]}" * 30,
 )  # fmt: skip
 """What tokenizers disagree about: control tokens as text, spaces, digits, combining marks, scripts, very long words and lines."""
+
+CUT_BELOW = 0x20000
+"""Characters from here on are unusual ideographs and private ones; none is a digit."""
 
 Encode = Callable[[list[str]], list[np.ndarray]]
 
@@ -107,13 +118,74 @@ def _fast_encode(folder: str) -> Encode:
 
     raw = json.loads(Path(folder, "tokenizer.json").read_text(encoding="utf-8"))
     raw["added_tokens"] = [token for token in raw.get("added_tokens", []) if not token["special"]]
-    fast, dtype = gigatoken.Tokenizer.from_json(json.dumps(raw)), load_tokenizer(Path(folder)).dtype
+    slow = load_tokenizer(Path(folder))
+    cut = _cut(raw)
+    fast = gigatoken.Tokenizer.from_json(json.dumps(raw if cut is None else cut.raw))
 
-    def encode(texts: list[str]) -> list[np.ndarray]:
+    def flat(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of all texts, and where each text ends, with a 0 before."""
         if not texts:
-            return []
+            return np.empty(0, slow.dtype), np.zeros(1, np.int64)
         layout = fast.encode_batch(texts, parallel=False).layout
-        ids, ends = np.asarray(layout.content.data).astype(dtype), np.asarray(layout.offsets.data)
+        return np.asarray(layout.content.data).astype(slow.dtype), np.asarray(layout.offsets.data)
+
+    def encode_whole(texts: list[str]) -> list[np.ndarray]:
+        ids, ends = flat(texts)
         return [ids[start:stop] for start, stop in itertools.pairwise(ends)]
 
-    return encode
+    def encode_cut(texts: list[str], cut: "_Cut") -> list[np.ndarray]:
+        pieces, bounds, others = list[str](), [0], dict[int, str]()
+        for number, text in enumerate(texts):
+            if cut.not_here.search(text):
+                others[number] = text
+            else:
+                pieces += cut.piece.findall(text)
+            bounds.append(len(pieces))
+        ids, ends = flat(pieces)
+        found = [ids[start:stop] for start, stop in itertools.pairwise(ends[bounds])]
+        for number, other in zip(others, slow.encode(list(others.values())), strict=True):
+            found[number] = other
+        return found
+
+    return encode_whole if cut is None else functools.partial(encode_cut, cut=cut)
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """How texts are cut for a tokenizer that keeps digits apart."""
+
+    raw: dict[str, Any]
+    """The tokenizer.json of what encodes the pieces."""
+    piece: re.Pattern[str]
+    not_here: re.Pattern[str]
+    """What a text must not hold."""
+
+
+_FAR = f"{chr(0x10000)}-{chr(0x10FFFF)}"
+
+
+def _cut(raw: dict[str, Any]) -> _Cut | None:
+    """None for any other pre-tokenizer than digits alone, then GPT-2's words as bytes."""
+    wanted = [{"type": "Digits", "individual_digits": True}, {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}]
+    steps = [
+        {key: value for key, value in step.items() if key != "trim_offsets"}
+        for step in (raw["pre_tokenizer"] or {}).get("pretokenizers", [])
+    ]
+    if steps != wanted or raw["normalizer"] is not None:
+        return None
+    chars = "".join(chr(code) for code in range(CUT_BELOW) if not 0xD800 <= code < 0xE000)
+    alone = pre_tokenizers.Digits(individual_digits=True).pre_tokenize_str
+    digits = [piece for piece, _ in alone(chars) if len(piece) == 1 and len(alone("a" + piece)) == 2]
+    near, far = ("".join(some) for _, some in itertools.groupby(digits, lambda digit: digit > "\uffff"))
+    vocab, letters = raw["model"]["vocab"], pre_tokenizers.ByteLevel(False, use_regex=False).pre_tokenize_str(chars)[0][0]
+    lacking = {byte for byte, letter in zip(chars.encode(), letters, strict=True) if letter not in vocab}
+    if any(byte >= 0x80 for byte in lacking):
+        return None
+    unused = itertools.count(max([*vocab.values(), *(token["id"] for token in raw["added_tokens"])]) + 1)
+    spare = {letter: next(unused) for letter in sorted(pre_tokenizers.ByteLevel.alphabet() - vocab.keys())}
+    never = "".join(re.escape(chr(byte)) for byte in sorted(lacking))
+    return _Cut(
+        raw | {"model": raw["model"] | {"vocab": vocab | spare}, "pre_tokenizer": raw["pre_tokenizer"]["pretokenizers"][1]},
+        re.compile(f"(?:[^{near}{_FAR}]+|(?![{far}])[{_FAR}])+|[{near}{far}]"),  # `re` looks up near characters in a bitmap
+        re.compile(f"[{never}{chr(CUT_BELOW)}-{chr(0x10FFFF)}]"),
+    )

@@ -3,8 +3,9 @@
     s3://.../shards/00007.arrow --one GET a node, under a lock--> $MEDSCHOOL_CACHE/shards/<hash> --mapped--> each reading process
 
 An epoch gives the rows of one shard after the other, in a random order inside each; so a shard that is touched is soon used up,
-and fetching it whole costs one request for some thousand rows. Which rows of it come first does not matter: the first batch after
-a resume fetches as much as the first of a run, whatever the number of workers.
+and fetching it whole costs one request for some thousand rows. The shards of batches to come are fetched while others are read.
+Which rows of a shard come first does not matter: the first batch after a resume fetches as much as the first of a run, whatever
+the number of workers.
 
 A shard is kept as one record batch, so that a reader copies the rows it is asked for and nothing else.
 
@@ -16,9 +17,10 @@ prefix of every attempt is new), so what is kept is never asked about again.
 import fcntl
 import hashlib
 import os
+import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -33,11 +35,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("MEDSCHOOL_CACHE", Path.home() / ".cache" / "medschool"), "shards")
 
 
-def local_shard(uri: str) -> Path:
+def local_shard(uri: str, sha256: str | None = None) -> Path:
     """Path of the shard on this node, fetched where it is not there yet; a local `uri` is its own path.
 
-    What is kept is a whole Arrow file: raises pa.ArrowInvalid when the stored object is none, FileNotFoundError when there is
-    none, StorageError when the store fails or this node's disk is full.
+    What is kept is a whole Arrow file: raises pa.ArrowInvalid when the stored object is none, InputError when it is not the one
+    that `sha256` names, FileNotFoundError when there is none, StorageError when the store fails or this node's disk is full.
     """
     if not storage.is_s3(uri):
         return Path(uri)
@@ -47,8 +49,25 @@ def local_shard(uri: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with _locked(path.with_name(f"{name[:2]}.lock")):
             if not _use(path):
-                _fetch(uri, path)
+                _fetch(uri, path, sha256)
     return path
+
+
+def fetch_soon(uri: str, sha256: str | None = None) -> None:
+    """Fetch a shard that is not kept yet in a thread. What goes wrong is told to whoever reads the shard."""
+    if not storage.is_s3(uri) or uri in _coming:
+        return
+
+    def fetch() -> None:
+        with suppress(Exception):
+            local_shard(uri, sha256)
+        _coming.discard(uri)
+
+    _coming.add(uri)
+    threading.Thread(target=fetch, daemon=True).start()
+
+
+_coming: set[str] = set()
 
 
 def _use(path: Path) -> bool:
@@ -68,8 +87,11 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _fetch(uri: str, path: Path) -> None:
+def _fetch(uri: str, path: Path, sha256: str | None) -> None:
     data = storage.read_bytes(uri)
+    found = hashlib.sha256(data).hexdigest()
+    if sha256 not in (None, found):
+        raise storage.another_object(uri, found, sha256)
     table = pa.ipc.open_file(pa.BufferReader(data)).read_all().combine_chunks()  # the last bytes say whether it is whole
     part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
     try:

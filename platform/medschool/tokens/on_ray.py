@@ -2,11 +2,12 @@
 
     documents/*.parquet --tokenize and pack, one task a portion--> rows dealt to shards, in the store    (tokens.portions, .pack)
     rows of a group of shards, from every portion --one task a group--> shuffled shards in the store     (tokens.deal)
-    Order + shards --one read task a (batch, rank)--> streaming_split --> rank r's slice of every batch, in order
+    Order + shards --one read task a (run of batches, rank)--> streaming_split --> rank r's slice of every batch, in order
 
-The order of the feed rests on three things that a test holds together: one block is one (batch, rank), all blocks have the same
-number of rows, and `preserve_order` is on. Ray documents no order for its splitter, so every row carries its global index and the
-training loop compares it with the order it expects.
+The order of the feed rests on three things that a test holds together: a block is one rank's slice of some batches in a row, the
+blocks of all ranks for the same batches have the same number of rows and follow each other, and `preserve_order` is on. Ray
+documents no order for its splitter, so every row carries its global index and the training loop compares it with the order it
+expects.
 """
 
 import functools
@@ -37,7 +38,7 @@ from medschool.tokens.heldout import choose_heldout
 from medschool.tokens.pack import Rows, pack, pack_best_fit, pack_windows
 from medschool.tokens.portions import Portion, cut_portions, read_portion, sample
 from medschool.tokens.shards import HELDOUT, INDEX, Index, index_bytes, ipc_bytes, read_table
-from medschool.tokens.stream import Feed, rank_rows, read_block
+from medschool.tokens.stream import Feed, fetch_shards_of, rank_rows, read_block
 from medschool.tokens.tokenizer import Tokenizer, load_tokenizer
 
 TASK_CPUS = 0.5
@@ -46,10 +47,11 @@ PACK_CPUS = 1
 while it reads, copies ids and packs, a tenth of a thread's time."""
 READERS_A_RANK = 2
 """Read tasks at once for each training worker: more would start more processes than a small machine has cores for."""
-READ_AHEAD = 8
-"""Global batches that are read and not yet taken."""
-READ_AHEAD_BYTES = 16 * 2**20
-"""Small batches may be ahead by this much: Ray Data's own estimates of a few KiB would hold the reads up."""
+BLOCK_BYTES = 4 * 2**20
+"""A block holds as many batches of its rank as fit, one at least: a read task costs some milliseconds whatever it brings. The
+first block holds one, the second two, and so on, so that training need not wait for a large one."""
+READ_AHEAD = 4
+"""Blocks for each rank that are read and not yet taken."""
 CHARS_PER_TOKEN = 4
 """Rough size of a token of English text; decides how many shards are cut, nothing else."""
 
@@ -181,29 +183,42 @@ def _each(jobs: list[str], do: Callable[[int, str], Any]) -> list[Any]:
     return [pickle.loads(row["answer"]) for row in sorted(answers, key=lambda row: int(row["number"]))]
 
 
-class _Blocks(Datasource):  # type: ignore[misc]
-    """Blocks of batches [start, stop), batch-major and rank-minor, one read task each."""
+def batches_of_blocks(start: int, stop: int, batch_bytes: int) -> list[tuple[int, int]]:
+    """Batches [start, stop) cut into runs (first, end), one for each block of a rank; `batch_bytes`: a rank's part of a batch."""
+    runs, size, most = [], 1, max(1, BLOCK_BYTES // batch_bytes)
+    while start < stop:
+        end = min(stop, start + size)
+        runs.append((start, end))
+        start, size = end, min(2 * size, most)
+    return runs
 
-    def __init__(self, feed: Any, start: int, stop: int, world_size: int, per_rank: int, row_bytes: int) -> None:
-        self._feed, self._start, self._stop, self._world_size = feed, start, stop, world_size
+
+class _Blocks(Datasource):  # type: ignore[misc]
+    """Blocks of runs of batches, run-major and rank-minor, one read task each."""
+
+    def __init__(self, feed: Any, runs: list[tuple[int, int]], world_size: int, per_rank: int, row_bytes: int) -> None:
+        self._feed, self._runs, self._world_size = feed, runs, world_size
         self._per_rank, self._row_bytes = per_rank, row_bytes
 
     def estimate_inmemory_data_size(self) -> int | None:
         return None
 
     def get_read_tasks(self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None) -> list[ReadTask]:
-        meta = BlockMetadata(
-            num_rows=self._per_rank, size_bytes=self._per_rank * self._row_bytes, input_files=None, exec_stats=None
-        )
         return [
-            ReadTask(functools.partial(_read, self._feed, batch, rank, self._world_size), meta)
-            for batch in range(self._start, self._stop)
+            ReadTask(functools.partial(_read, self._feed, run, rank, self._world_size), self._meta(run))
+            for run in self._runs
             for rank in range(self._world_size)
         ]
 
+    def _meta(self, run: tuple[int, int]) -> BlockMetadata:
+        rows = (run[1] - run[0]) * self._per_rank
+        return BlockMetadata(num_rows=rows, size_bytes=rows * self._row_bytes, input_files=None, exec_stats=None)
 
-def _read(feed: ray.ObjectRef, batch: int, rank: int, world_size: int) -> list[pa.Table]:
-    return [read_block(_fetched(feed), batch, rank, world_size)]
+
+def _read(feed: ray.ObjectRef, run: tuple[int, int], rank: int, world_size: int) -> list[pa.Table]:
+    found, (start, stop) = _fetched(feed), run
+    fetch_shards_of(found, stop + READ_AHEAD * (stop - start))
+    return [pa.concat_tables(read_block(found, batch, rank, world_size) for batch in range(*run)).combine_chunks()]
 
 
 @functools.lru_cache(maxsize=2)
@@ -216,19 +231,20 @@ def _fetched(feed: ray.ObjectRef) -> Feed:
 def blocks(feed: Feed, start: int, stop: int, world_size: int) -> "ray.data.Dataset":
     """Batches [start, stop) as an ordered Ray Dataset, to be split over `world_size` ranks.
 
-    Memory, in Ray's object store: READ_AHEAD batches that are read and wait (READ_AHEAD_BYTES where that is more), the blocks
-    that are being read, and those that a rank has taken ahead (`prefetch_batches`). Ray Data starts no read beyond that.
+    Memory, in Ray's object store: READ_AHEAD blocks for each rank that are read and wait, those that are being read, and those
+    that a rank has taken ahead (`prefetch_batches`). A block has BLOCK_BYTES, or one batch of its rank where that is more. Ray
+    Data starts no read beyond that.
     """
     per_rank = rank_rows(feed.order.batch_rows, world_size)
     row_bytes = feed.row_tokens * np.dtype(feed.dtype).itemsize + feed.row_tokens // 8 + 256
-    source = _Blocks(ray.put(feed), start, stop, world_size, per_rank, row_bytes)
+    runs = batches_of_blocks(start, stop, per_rank * row_bytes)
     dataset = ray.data.read_datasource(
-        source,
-        override_num_blocks=(stop - start) * world_size,
+        _Blocks(ray.put(feed), runs, world_size, per_rank, row_bytes),
+        override_num_blocks=len(runs) * world_size,
         concurrency=READERS_A_RANK * world_size,
         num_cpus=TASK_CPUS,
     )
-    bound = max(READ_AHEAD * world_size * per_rank * row_bytes, READ_AHEAD_BYTES)
+    bound = READ_AHEAD * world_size * max(BLOCK_BYTES, per_rank * row_bytes)
     dataset.context.execution_options = ExecutionOptions(
         preserve_order=True, resource_limits=ExecutionResources(object_store_memory=bound)
     )

@@ -112,23 +112,23 @@ def ipc_bytes(table: pa.Table) -> bytes:
     return sink.getvalue()
 
 
-def read_rows(uri: str, rows: list[int]) -> pa.Table:
+def read_rows(uri: str, rows: list[int], sha256: str | None = None) -> pa.Table:
     """The given rows of a shard, in the given order. The shard is fetched whole, once a node (see tokens.kept).
 
-    Raises InputError when the shard is missing or not a whole Arrow file, StorageError when the store fails, IndexError when a
-    row is out of range.
+    Raises InputError when the shard is missing, not a whole Arrow file, or another one than `sha256` names; StorageError when
+    the store fails, IndexError when a row is out of range.
     """
-    shard = _shard(uri)
+    shard = _shard(uri, sha256)
     if rows and not 0 <= min(rows) <= max(rows) < shard.num_rows:
         raise IndexError(f"{uri}: a row of {rows} is out of range")
     return shard.take(pa.array(rows, pa.int32()))
 
 
 @functools.lru_cache(maxsize=16)
-def _shard(uri: str) -> pa.Table:
+def _shard(uri: str, sha256: str | None) -> pa.Table:
     """A shard, mapped: its memory is the page cache of its file."""
     try:
-        return pa.ipc.open_file(pa.memory_map(str(local_shard(uri)))).read_all().combine_chunks()
+        return pa.ipc.open_file(pa.memory_map(str(local_shard(uri, sha256)))).read_all().combine_chunks()
     except (pa.ArrowException, FileNotFoundError) as error:
         raise InputError(
             f"not a whole shard ({error})", "run the tokens stage again under a new seed, or restore the object", uri

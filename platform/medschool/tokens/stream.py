@@ -4,14 +4,17 @@ A global batch of B rows is dealt to W ranks as W equal slices of ceil(B / W) ro
 filled with rows of weight 0, which the loss ignores. So every world size trains on the same global batches.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 
+from medschool.artifact import Artifact
+from medschool.tokens.kept import fetch_soon
 from medschool.tokens.order import Order, RowRef
 from medschool.tokens.pack import Rows
-from medschool.tokens.shards import read_rows, rows_table
+from medschool.tokens.shards import Index, read_rows, rows_table
 
 PLACE = ("global_index", "weight", "source", "shard", "row")
 
@@ -25,6 +28,18 @@ class Feed:
     """URIs of the shards of each source, in index order."""
     row_tokens: int
     dtype: str
+    sha256: Mapping[str, str] = field(default_factory=dict)
+    """Of the shards, by URI: what is fetched from a store is compared with it."""
+
+
+def feed_of(order: Order, rows: Mapping[str, tuple[Artifact, Index]]) -> Feed:
+    """The feed of a run over stored token artifacts, one for every source of the order."""
+    made = {name: rows[name] for name in order.sources}
+    uris = {name: tuple(artifact.uri(path) for path, _ in index.shards) for name, (artifact, index) in made.items()}
+    sha256 = {artifact.uri(file.path): file.sha256 for artifact, _ in made.values() for file in artifact.files}
+    shards = {uri: sha256[uri] for some in uris.values() for uri in some}
+    first = next(iter(made.values()))[1]
+    return Feed(order, uris, first.row_tokens, first.dtype, shards)
 
 
 def rank_rows(batch_rows: int, world_size: int) -> int:
@@ -57,6 +72,13 @@ def read_block(feed: Feed, batch: int, rank: int, world_size: int) -> pa.Table:
     return rows
 
 
+def fetch_shards_of(feed: Feed, batch: int) -> None:
+    """Have the shards of a batch to come fetched to this node while others are read."""
+    for source, shard in sorted({(ref.source, ref.shard) for ref in feed.order.batch(batch)}):
+        uri = feed.shard_uris[source][shard]
+        fetch_soon(uri, feed.sha256.get(uri))
+
+
 def _stored(feed: Feed, refs: list[RowRef]) -> pa.Table:
     """The stored rows in the order of `refs`, each shard opened once."""
     by_shard: dict[tuple[str, int], list[int]] = {}
@@ -64,7 +86,8 @@ def _stored(feed: Feed, refs: list[RowRef]) -> pa.Table:
         by_shard.setdefault((ref.source, ref.shard), []).append(index)
     tables, origin = [_padding(feed, 0)], []
     for (source, shard), indices in by_shard.items():
-        tables.append(read_rows(feed.shard_uris[source][shard], [refs[index].row for index in indices]))
+        uri = feed.shard_uris[source][shard]
+        tables.append(read_rows(uri, [refs[index].row for index in indices], feed.sha256.get(uri)))
         origin += indices
     return pa.concat_tables(tables).take(np.argsort(origin, kind="stable"))
 

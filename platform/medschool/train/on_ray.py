@@ -39,7 +39,7 @@ from medschool.tokens.mixture import Weights
 from medschool.tokens.on_ray import OrderedData
 from medschool.tokens.order import Order
 from medschool.tokens.shards import Index
-from medschool.tokens.stream import Feed, rank_rows
+from medschool.tokens.stream import Feed, feed_of, rank_rows
 from medschool.track import Journal, read_journal
 from medschool.train.checkpoint import (
     Position,
@@ -98,10 +98,9 @@ def make_checkpoint(course: Course, rows: dict[str, tuple[Artifact, Index]], boa
     Raises PlanError when it cannot be placed, StageError when it fails, or consumes other tokens than planned.
     """
     order = course.order
-    uris = {name: tuple(rows[name][0].uri(path) for path, _ in rows[name][1].shards) for name in order.sources}
-    first = next(iter(rows.values()))[1]
-    ledger = Ledger(order, first.row_tokens, {name: rows[name][0].digest for name in order.sources}, course.model.digest)
-    result = _fit(course, Feed(order, uris, first.row_tokens, first.dtype), ledger, board)
+    feed = feed_of(order, rows)
+    ledger = Ledger(order, feed.row_tokens, {name: rows[name][0].digest for name in order.sources}, course.model.digest)
+    result = _fit(course, feed, ledger, board)
     files = tuple(ArtifactFile(**file) for file in result.pop("files"))
     return Output(files, {"steps": course.steps, **result})
 
