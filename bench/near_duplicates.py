@@ -34,7 +34,7 @@ from medschool.duplicates.components import choose
 from medschool.duplicates.minhash import band_hashes, banding, needed_places, shingles, signatures
 
 THRESHOLD, PERMUTATIONS, NGRAM = 0.8, 128, 5
-BATCH = 256
+BATCH = 1024
 MARKS = re.compile(r"[^\w\s]|_")
 Texts = list[str]
 Kept = frozenset[int]

@@ -16,7 +16,7 @@ from medschool.tokens.shards import INDEX, Index, parse_index
 
 if TYPE_CHECKING:
     from jobs.run import Run
-    from medschool.train.on_ray import Course
+    from medschool.train.course import Course
 
 Maker = Callable[["Run", Stage, dict[str, Artifact], str], Artifact]
 
@@ -161,7 +161,7 @@ def course_of(
 
     Raises StageError when a source has no rows, PlanError when one would be seen more often than the recipe allows.
     """
-    from medschool.train.on_ray import Course
+    from medschool.train.course import Course
 
     phase: Phase = "pretrain" if stage.kind == "pretrain" else "instruct"
     trial = next(trial for trial in trials(run.recipe) if trial.name == stage.name.removeprefix(f"{phase}/"))

@@ -23,7 +23,8 @@ from medschool.recipe.dump import dump, with_values
 from medschool.recipe.schema import Search
 from medschool.stage import fingerprint_in
 from medschool.track import read_journal
-from medschool.train.on_ray import JOURNAL, check_cluster, cluster_room
+from medschool.train.on_ray import check_cluster, cluster_room
+from medschool.train.saving import JOURNAL
 
 
 def search(run: Run) -> None:

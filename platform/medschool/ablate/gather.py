@@ -27,7 +27,7 @@ from medschool.recipe import Recipe
 from medschool.recipe.dump import dump
 from medschool.tokens.mixture import Schedule
 from medschool.track import read_journal
-from medschool.train.on_ray import JOURNAL
+from medschool.train.saving import JOURNAL
 
 Find = Callable[[str], Artifact]
 """The finished artifact of a stage, by the stage's name."""

@@ -38,8 +38,8 @@ def training_flops(shape: Shape, tokens: int) -> float:
 def trial_needs(spec: Cluster) -> dict[str, float]:
     """Logical CPUs and GPUs that one trial takes at its largest: its workers and their feed, or its scorers and theirs."""
     return {
-        "CPU": max(spec.num_workers * spec.cpus_per_worker, spec.score_workers) + spec.data_cpus,
-        "GPU": spec.num_workers * spec.gpus_per_worker,
+        "CPU": max(spec.most_workers * spec.cpus_per_worker, spec.score_workers) + spec.data_cpus,
+        "GPU": spec.most_workers * spec.gpus_per_worker,
     }
 
 

@@ -44,7 +44,7 @@ from medschool.recipe import Recipe
 from medschool.recipe.schema import NearDuplicates
 
 TASK_CPUS = 0.5
-READ_DOCUMENTS = 256
+READ_DOCUMENTS = 1024
 SIGN_BYTES = 8 * 2**20
 """Text whose words are in memory at once."""
 PIECE_DOCUMENTS = 2**15

@@ -55,7 +55,7 @@ def local_shard(uri: str, sha256: str | None = None) -> Path:
 
 def fetch_soon(uri: str, sha256: str | None = None) -> None:
     """Fetch a shard that is not kept yet in a thread. What goes wrong is told to whoever reads the shard."""
-    if not storage.is_s3(uri) or uri in _coming:
+    if uri in _coming:
         return
 
     def fetch() -> None:

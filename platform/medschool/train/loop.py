@@ -1,7 +1,7 @@
 """The steps of training: rows in, one optimizer update a global batch, a measurement a step.
 
-The loop knows neither Ray nor the store. It is given an engine, an iterator of batches and two callbacks, and it checks that
-every row it is fed is the row that the order puts there.
+The loop knows neither Ray nor the store. It is given an engine and an iterator of batches, yields what each step measured, and
+checks that every row it is fed is the row that the order puts there.
 
 The loss of a step is the mean over all targets of the global batch. Each rank sums its own, DeepSpeed averages gradients over
 ranks and accumulation steps, so a rank scales its sum by (ranks * accumulation steps / targets of the whole batch); equal weight
@@ -9,7 +9,7 @@ for each token, however documents and padding fall.
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,9 +57,11 @@ def train(
     start_batch: int,
     start_step: int,
     dtype: torch.dtype,
-    after_step: Callable[[Step], None],
-) -> int:
-    """Train on every batch; returns the optimizer steps done. Raises StageError when a row is not the expected one."""
+) -> Iterator[Step]:
+    """Train on every batch; yields after each update. Raises StageError when a row is not the expected one.
+
+    The time that whoever asks spends between two steps is nobody's: the next step's waiting begins when it is asked for.
+    """
     rank, world_size = dist.get_rank(), dist.get_world_size()
     step, waiting_since = start_step, time.perf_counter()
     for batch, table in enumerate(batches, start_batch):
@@ -69,22 +71,19 @@ def train(
         loss, targets = _update(engine, table, dtype, world_size)
         step += 1
         norm = engine.get_global_grad_norm()
-        after_step(
-            Step(
-                step=step,
-                batch=batch,
-                loss=loss,
-                lr=lr,
-                grad_norm=float("nan") if norm is None else float(norm),
-                tokens=order.batch_rows * tokens_of(table).shape[1],
-                targets=targets,
-                rows=rows_fed(table),
-                data_wait_s=began - waiting_since,
-                step_s=time.perf_counter() - began,
-            )
+        yield Step(
+            step=step,
+            batch=batch,
+            loss=loss,
+            lr=lr,
+            grad_norm=float("nan") if norm is None else float(norm),
+            tokens=order.batch_rows * tokens_of(table).shape[1],
+            targets=targets,
+            rows=rows_fed(table),
+            data_wait_s=began - waiting_since,
+            step_s=time.perf_counter() - began,
         )
         waiting_since = time.perf_counter()
-    return step
 
 
 def _update(engine: Any, table: pa.Table, dtype: torch.dtype, world_size: int) -> tuple[float, int]:
