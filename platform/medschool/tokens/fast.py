@@ -139,7 +139,8 @@ def _fast_encode(folder: str) -> Encode:
             if cut.not_here.search(text):
                 others[number] = text
             else:
-                pieces += cut.piece.findall(text)
+                near = text.isascii() or not _FAR.search(text)
+                pieces += (cut.near if near else cut.any).findall(text)
             bounds.append(len(pieces))
         ids, ends = flat(pieces)
         found = [ids[start:stop] for start, stop in itertools.pairwise(ends[bounds])]
@@ -156,12 +157,16 @@ class _Cut:
 
     raw: dict[str, Any]
     """The tokenizer.json of what encodes the pieces."""
-    piece: re.Pattern[str]
+    near: re.Pattern[str]
+    """A piece of a text without characters beyond U+FFFF: `re` looks those up in a bitmap."""
+    any: re.Pattern[str]
+    """A piece of any text; three times slower."""
     not_here: re.Pattern[str]
     """What a text must not hold."""
 
 
-_FAR = f"{chr(0x10000)}-{chr(0x10FFFF)}"
+_BEYOND = f"{chr(0x10000)}-{chr(0x10FFFF)}"
+_FAR = re.compile(f"[{_BEYOND}]")
 
 
 def _cut(raw: dict[str, Any]) -> _Cut | None:
@@ -186,6 +191,7 @@ def _cut(raw: dict[str, Any]) -> _Cut | None:
     never = "".join(re.escape(chr(byte)) for byte in sorted(lacking))
     return _Cut(
         raw | {"model": raw["model"] | {"vocab": vocab | spare}, "pre_tokenizer": raw["pre_tokenizer"]["pretokenizers"][1]},
-        re.compile(f"(?:[^{near}{_FAR}]+|(?![{far}])[{_FAR}])+|[{near}{far}]"),  # `re` looks up near characters in a bitmap
+        re.compile(f"[^{near}]+|[{near}]"),
+        re.compile(f"(?:[^{near}{_BEYOND}]+|(?![{far}])[{_BEYOND}])+|[{near}{far}]"),
         re.compile(f"[{never}{chr(CUT_BELOW)}-{chr(0x10FFFF)}]"),
     )
