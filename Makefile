@@ -37,7 +37,7 @@ test-fast: setup  ## the part without Ray, under a minute
 	$(BIN)/python -m pytest -q tests/unit
 
 test-long: setup check  ## full counts, repeats and soaks; hours
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest --report docs/results/test-long.md tests
 
 check: setup  ## style, types, import direction, a plan of every shipped recipe
 	$(BIN)/ruff check .

@@ -2,12 +2,18 @@
 
 import logging
 import os
+import platform
 import secrets
 import shutil
+import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,6 +37,36 @@ os.environ.update(  # before Ray is imported, which reads its authentication mod
         "RAY_USAGE_STATS_ENABLED": "0",
     }
 )
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--report", type=Path, help="write outcome and seconds of each test to this file, as Markdown")
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """The report that `make test-long` leaves: the machine, what failed, and every test with its time."""
+    if not (path := config.getoption("--report")):
+        return
+    found = [
+        (report.nodeid, outcome, report.duration)
+        for outcome in ("passed", "failed", "error", "skipped")
+        for report in terminalreporter.getreports(outcome)
+        if report.when == "call" or outcome != "passed"
+    ]
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=ROOT).stdout.strip()
+    versions = ", ".join(f"{name} {version(name)}" for name in ("ray", "torch", "deepspeed", "transformers"))
+    counts = Counter(outcome for _, outcome, _ in found)
+    lines = [
+        "# Tests in full counts",
+        f"`make test-long` at commit `{commit}`, {datetime.now(UTC):%Y-%m-%d}, Python {platform.python_version()}, {versions}, "
+        f"{os.cpu_count()} cores: {', '.join(f'{count} {outcome}' for outcome, count in counts.items())}.",
+        "| test | outcome | seconds |\n|---|---|---|\n"
+        + "\n".join(
+            f"| `{name}` | {outcome} | {seconds:.1f} |" for name, outcome, seconds in sorted(found) if "/unit/" not in name
+        ),
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n\n".join(lines) + "\n", encoding="utf-8")
 
 
 def pytest_unconfigure() -> None:
