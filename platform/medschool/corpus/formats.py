@@ -9,6 +9,7 @@
     icd10cm     ICD-10-CM tabular list, XML                                           .xml
     pdf_book    a book as PDF                                                         .pdf
     text_book   a book as plain text                                                  .txt
+    epub_book   a book as EPUB 2 or 3                                                 .epub
     prose       plain text in passages                                                .txt
     parquet     Parquet with a column `text`                                          .parquet
     datasets    the *.arrow files of a Hugging Face dataset saved to disk             .arrow
@@ -21,6 +22,7 @@ cannot be read; rows before that line were already given.
 
 from medschool.corpus.archive import Reader, archived
 from medschool.corpus.books import hpo, icd10cm
+from medschool.corpus.epub import epub_book
 from medschool.corpus.general import prose
 from medschool.corpus.jats import jats
 from medschool.corpus.medline import medline
@@ -38,6 +40,7 @@ FORMATS: dict[str, Reader] = {
     "icd10cm": archived(icd10cm, ".xml"),
     "pdf_book": archived(pdf_book, ".pdf"),
     "text_book": archived(text_book, ".txt"),
+    "epub_book": archived(epub_book, ".epub"),
     "prose": archived(prose, ".txt"),
     "parquet": archived(parquet, ".parquet"),
     "datasets": archived(datasets, ".arrow"),
