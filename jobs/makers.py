@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 from medschool import artifact, storage
 from medschool.artifact import Artifact, Output
@@ -49,8 +50,10 @@ def _resumed(run: Run, stage: Stage, inputs: dict[str, Artifact], fingerprint: s
 
 
 def model(run: Run, stage: Stage, inputs: dict[str, Artifact], fingerprint: str) -> Artifact:
-    from medschool.train.adopt import adopt_model, model_folder
+    from medschool.train.adopt import adopt_model, draw_model, model_folder
 
+    if run.recipe.model.weights == "random":
+        return _commit(run, stage, inputs, fingerprint, lambda prefix: draw_model(run.recipe, run.store_uri, prefix))
     folder = model_folder(run.recipe, run.store_uri)
     return _commit(run, stage, inputs, fingerprint, lambda _: adopt_model(run.recipe, run.store_uri), folder)
 
@@ -140,18 +143,33 @@ def probes(run: Run, stage: Stage, inputs: dict[str, Artifact], fingerprint: str
 
 def train(run: Run, stage: Stage, inputs: dict[str, Artifact], fingerprint: str) -> Artifact:
     """`pretrain` and `instruct`: the same training on other rows."""
+    from medschool.train.handout import HANDOUT
     from medschool.train.on_ray import make_checkpoint
 
     run_uri = artifact.stage_uri(run.store_uri, stage.identity, fingerprint)
 
     def do(prefix: str) -> Output:
         course, rows = course_of(run, stage, inputs, run_uri, prefix)
-        return make_checkpoint(course, rows, run.board.within("      "))
+        with _measuring(run, course) as measure:
+            return make_checkpoint(course, rows, run.board.within("      "), measure)
 
     made = _commit(run, stage, inputs, fingerprint, do)
-    for leftover in ("state", "ray_train"):
+    for leftover in ("state", "ray_train", HANDOUT):
         storage.delete_prefix(storage.join(run_uri, leftover))
     return made
+
+
+def _measuring(run: Run, course: Course) -> AbstractContextManager[Any]:
+    """What scores held-out documents of every source while a course is trained; None where the recipe does not ask for it.
+
+    It is looked at and enters nothing: the documents are no input of the training stage.
+    """
+    if run.recipe.evaluate.heldout_every_steps is None:
+        return nullcontext()
+    from medschool.evaluate.on_ray import beside_training
+
+    heldout = {name: run.artifact(f"tokens/{name}") for name in run.recipe.sources}
+    return beside_training(run.recipe.model, heldout, course.run_uri, course.mlflow_run, course.phase)
 
 
 def course_of(

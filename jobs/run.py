@@ -10,14 +10,17 @@ from collections.abc import Callable
 from typing import Any
 
 from jobs.makers import MAKERS
+from jobs.stopping import EXIT_CODE, stopping
 from medschool import artifact
 from medschool.artifact import Artifact
 from medschool.board import Board, printing
-from medschool.errors import ServiceError, StageError, cause_of
+from medschool.errors import ServiceError, StageError, StoppedError, cause_of
 from medschool.plan import check_model
 from medschool.procedure import stages
 from medschool.recipe import Recipe, load
 from medschool.stage import TRIAL_KINDS, Resolved, Stage, fingerprint_in, raw_listing, resolve
+from medschool.track import TrackedRun
+from medschool.train.live import Screen
 
 
 class Run:
@@ -28,7 +31,7 @@ class Run:
         recipe: Recipe,
         store_uri: str,
         board: Board,
-        mlflow_run: str | None = None,
+        mlflow_run: TrackedRun | None = None,
         report_every_steps: int | None = None,
     ) -> None:
         self.recipe, self.store_uri, self.board = recipe, store_uri, board
@@ -75,6 +78,8 @@ class Run:
         fingerprint = fingerprint_in(stage, inputs, raw_listing(stage, self.store_uri))
         found = artifact.find(self.store_uri, stage.identity, fingerprint)
         if found is None:
+            if self.board.stop_asked():
+                raise StoppedError("stopped before it began", "submit again to go on", name)
             self.say(f"{label}  run")
             began = time.monotonic()
             found = MAKERS[stage.kind](self, stage, inputs, fingerprint)
@@ -119,12 +124,12 @@ def main(do: Callable[[Run], None]) -> None:
     parser.add_argument("recipe")
     parser.add_argument("--set", action="append", default=[], metavar="section.field=value")
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_CODE))
     try:
         recipe, store_uri = load(args.recipe, args.set), store_from_environment()
         check_model(recipe, store_uri)
         _connect()
-        with printing(_print) as board:
+        with printing(Screen()) as board, stopping(board):
             do(Run(recipe, store_uri, board))
     except Exception as error:
         known = cause_of(error)
@@ -142,10 +147,6 @@ def store_from_environment() -> str:
     if not uri:
         raise ServiceError("MEDSCHOOL_STORE is not set", "run `medschool up`, or set it to s3://bucket/prefix of your store")
     return uri
-
-
-def _print(line: str) -> None:
-    print(line, flush=True)
 
 
 def _connect() -> None:

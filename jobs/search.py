@@ -22,7 +22,7 @@ from medschool.recipe import Recipe
 from medschool.recipe.dump import dump, with_values
 from medschool.recipe.schema import Search
 from medschool.stage import fingerprint_in
-from medschool.track import read_journal
+from medschool.track import TrackedRun, read_journal
 from medschool.train.on_ray import check_cluster, cluster_room
 from medschool.train.saving import JOURNAL
 
@@ -37,14 +37,15 @@ def search(run: Run) -> None:
         run.make(kind)
     steps, fingerprints = _checked(run, children)
     check_cluster(run.recipe)
-    at_once = min(len(settings), concurrent_trials(run.recipe.cluster, cluster_room()))
+    at_once = min(len(settings), concurrent_trials(run.recipe.cluster, cluster_room(), run.recipe.evaluate.scorers_beside))
     key = digest_of(fingerprints)[:16]
-    parent = track.open_run(run.recipe.name, "search", f"search:{key}", {"trials": len(settings), "steps": steps})
+    parent = track.begin_run(TrackedRun(run.recipe.name, "search", f"search:{key}", {"trials": len(settings), "steps": steps}))
     run.say(f"search: {len(settings)} trials of up to {steps} steps, {at_once} at once")
     do = partial(_try, run.recipe, run.store_uri, run.board, parent)
     try:
         tried = run_search(spec, settings, steps, do, at_once, storage.join(run.store_uri, "tune", f"search-{key}"))
     except BaseException as error:
+        track.close_below(parent, track.status_of(error))
         track.close_run(parent, track.status_of(error))
         raise
     for child, one, fingerprint in zip(children, tried, fingerprints, strict=True):
@@ -104,7 +105,7 @@ def _checked(run: Run, children: list[Recipe]) -> tuple[int, list[str]]:
     return steps, fingerprints
 
 
-def _try(recipe: Recipe, store_uri: str, board: Board, parent: str | None, values: dict[str, Any]) -> None:
+def _try(recipe: Recipe, store_uri: str, board: Board, parent: TrackedRun | None, values: dict[str, Any]) -> None:
     """What the process of one trial does: train, reporting on the way; the last report follows the finished artifact."""
     from ray import tune
 
@@ -132,7 +133,7 @@ def windows(losses: list[float], every: int) -> list[tuple[int, float]]:
     return [(end, sum(losses[start:end]) / (end - start)) for start, end in zip([0, *ends], ends, strict=False)]
 
 
-def _settle(run: Run, child: Recipe, one: Tried, fingerprint: str, parent: str | None) -> None:
+def _settle(run: Run, child: Recipe, one: Tried, fingerprint: str, parent: TrackedRun | None) -> None:
     """Close the trial's MLflow run, and delete what one that was stopped early left behind; never a finished training."""
     inside = Run(child, run.store_uri, run.board)
     status = "KILLED" if one.stopped else "FINISHED"

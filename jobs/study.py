@@ -14,6 +14,7 @@ from medschool.cluster.fit import concurrent_trials
 from medschool.procedure import PHASES, Trial, phase_weights, phase_weights_from, recipe_digest, trials
 from medschool.recipe import Recipe
 from medschool.stage import TRIAL_KINDS
+from medschool.track import TrackedRun
 
 
 def study(run: Run) -> None:
@@ -30,7 +31,7 @@ def study(run: Run) -> None:
     if not todo:
         return
     check_cluster(run.recipe)
-    at_once = min(len(todo), concurrent_trials(run.recipe.cluster, cluster_room()))
+    at_once = min(len(todo), concurrent_trials(run.recipe.cluster, cluster_room(), run.recipe.evaluate.scorers_beside))
     parent = open_study_run(run)
     names = [trial.name for trial in todo]
     run.say(f"study: {len(todo)} of {len(everyone)} trials to run, {at_once} at once: {', '.join(names)}")
@@ -38,6 +39,7 @@ def study(run: Run) -> None:
     try:
         run_study(names, do, at_once, run.store_uri)
     except BaseException as error:
+        track.close_below(parent, track.status_of(error))
         track.close_run(parent, track.status_of(error))
         raise
     track.close_run(parent, "FINISHED")
@@ -50,7 +52,7 @@ def stages_of(recipe: Recipe, trial: Trial) -> list[str]:
     return [*trained, f"evaluate/{trial.name}"]
 
 
-def _trial(recipe: Recipe, store_uri: str, board: Board, parent: str | None, name: str, others: Trials) -> None:
+def _trial(recipe: Recipe, store_uri: str, board: Board, parent: TrackedRun | None, name: str, others: Trials) -> None:
     """What the process of one trial does."""
     quiet()
     trial = next(trial for trial in trials(recipe) if trial.name == name)
@@ -72,14 +74,19 @@ def _is_there(run: Run, stage: str) -> bool:
     return run.find(stage) is not None
 
 
-def open_study_run(run: Run) -> str | None:
+def open_study_run(run: Run) -> TrackedRun | None:
     """The MLflow run of the whole study, found again or begun; those of its trials lie below it."""
     everyone = trials(run.recipe)
-    return track.open_run(run.recipe.name, "study", f"study:{_data(run, everyone)}", {"trials": len(everyone)})
+    return track.begin_run(TrackedRun(run.recipe.name, "study", f"study:{_data(run, everyone)}", {"trials": len(everyone)}))
 
 
-def open_trial_run(run: Run, trial: Trial, parent: str | None, params: dict[str, Any] | None = None) -> str | None:
+def open_trial_run(run: Run, trial: Trial, parent: TrackedRun | None, params: dict[str, Any] | None = None) -> TrackedRun | None:
     """The MLflow run of a trial, found again or begun; another one once the recipe or what it reads has changed."""
+    return track.begin_run(trial_run(run, trial, parent, params))
+
+
+def trial_run(run: Run, trial: Trial, parent: TrackedRun | None, params: dict[str, Any] | None = None) -> TrackedRun:
+    """What identifies the MLflow run of a trial."""
     variant = run.recipe.variants[trial.variant]
     said = {
         "variant": trial.variant,
@@ -89,7 +96,7 @@ def open_trial_run(run: Run, trial: Trial, parent: str | None, params: dict[str,
         "instructions": variant.instructions,
         **(params or {}),
     }
-    return track.open_run(run.recipe.name, trial.name, f"trial:{trial.name}:{_data(run, (trial,))}", said, parent)
+    return TrackedRun(run.recipe.name, trial.name, f"trial:{trial.name}:{_data(run, (trial,))}", said, parent)
 
 
 def _data(run: Run, some: tuple[Trial, ...]) -> str:

@@ -6,6 +6,7 @@ from jobs.report import report
 from jobs.run import Run, main
 from jobs.serve import serve
 from jobs.study import study
+from jobs.track import ship
 
 
 def whole_run(run: Run) -> None:
@@ -20,6 +21,7 @@ def whole_run(run: Run) -> None:
     run.make("chats")  # conversations, none about a held-out document -> packed rows, of which the answers are trained
     run.make("probes")  # rows that will be trained on -> facts to ask about, and twins
     study(run)  # each variant: knowledge injection, instruction tuning, measured on every item
+    ship(run)  # -> measurements that MLflow missed while it was away
     run.make("verdict")  # all items of all variants -> differences with intervals, and the gate
     report(run)  # -> the table, and one HTML page
     publish(run)  # the gate's winner -> registry, under the alias

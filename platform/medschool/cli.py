@@ -11,7 +11,8 @@ from typing import Annotated
 import typer
 
 from medschool import __version__
-from medschool.commands.arguments import AsJson, Overrides, RecipePath, environment, store
+from medschool.commands.arguments import AsJson, Overrides, RecipePath, environment, store, tree_of
+from medschool.commands.drill import app as drill_app
 from medschool.commands.export import app as export_app
 from medschool.commands.ledger import app as ledger_app
 from medschool.commands.tokens import app as tokens_app
@@ -24,6 +25,7 @@ PLAN_WAITS_S = 3.0
 app.add_typer(tokens_app)
 app.add_typer(ledger_app)
 app.add_typer(export_app)
+app.add_typer(drill_app)
 
 
 def main() -> None:
@@ -82,8 +84,8 @@ def doctor(
     from medschool.cluster.doctor import doctor as examine
     from medschool.cluster.fit import trial_needs
 
-    spec = load(recipe).cluster if recipe else None
-    needed = int(trial_needs(spec)["CPU"]) if spec else None
+    spec = load(recipe) if recipe else None
+    needed = int(trial_needs(spec.cluster, spec.evaluate.scorers_beside, spec.cluster.fewest_workers)["CPU"]) if spec else None
     checks = examine(state.home(), needed_cpus=needed)
     if as_json:
         print(json.dumps([vars(check) for check in checks], indent=1))
@@ -146,9 +148,10 @@ def submit(
     from medschool.cluster import submit as ray_jobs
     from medschool.cluster.status import next_steps
     from medschool.procedure import recipe_digest
+    from medschool.train.live import Screen
 
     checked = load(recipe, overrides)
-    root = _root(recipe)
+    root = tree_of(recipe)
     _known_job(root, job)
     place = recipe.resolve().relative_to(root)
     if f"{place.parts[0]}/" in ray_jobs.EXCLUDES:
@@ -164,7 +167,7 @@ def submit(
     if detach:
         print(f"follow it with: ray job logs -f {identity}")
         return
-    code = ray_jobs.follow(identity, _say)
+    code = ray_jobs.follow(identity, Screen())
     if job in ("whole_run", "report", "search"):  # a gate that does not pass ends a run with an error and a report
         _bring_home(checked)
     if code == 0 and job == "whole_run":
@@ -218,18 +221,6 @@ def status(as_json: AsJson = False) -> None:
         print(
             f"{name:<8} " + ("  ".join(f"{key} {value}" for key, value in part.items()) if isinstance(part, dict) else str(part))
         )
-
-
-def _root(recipe: Path) -> Path:
-    """The tree that travels with a job: the folder with jobs/ above the recipe. Raises RecipeError when there is none."""
-    for folder in recipe.resolve().parents:
-        if (folder / "jobs" / "whole_run.py").is_file():
-            return folder
-    raise RecipeError(
-        "no folder above it holds jobs/whole_run.py",
-        "keep recipes in the repository's tree, so that they travel with the job",
-        str(recipe),
-    )
 
 
 def _known_job(root: Path, job: str) -> None:

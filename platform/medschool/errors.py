@@ -6,7 +6,8 @@
     ├── StorageError     the object store refuses, is down, or holds something unexpected
     ├── ServiceError     a local service (store, Ray, MLflow, Serve) is not there or cannot start
     ├── PlanError        the cluster, the model and the recipe do not fit each other
-    └── StageError       a stage ran and its result is not acceptable
+    ├── StageError       a stage ran and its result is not acceptable
+    └── StoppedError     somebody stopped it; what was done is kept
 
 The command line prints two lines, `error: <where>: <problem>` and `fix: <remedy>`, and exits with `exit_code`.
 """
@@ -79,3 +80,9 @@ class PlanError(MedschoolError):
 
 class StageError(MedschoolError):
     """A stage ran and its result is not acceptable."""
+
+
+class StoppedError(MedschoolError):
+    """Somebody stopped it; what was done is kept. The exit code is the one of a process that ends with SIGTERM."""
+
+    exit_code = 143

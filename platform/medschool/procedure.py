@@ -56,7 +56,7 @@ def trials(recipe: Recipe) -> tuple[Trial, ...]:
 def stages(recipe: Recipe) -> tuple[Stage, ...]:
     """All stages of a recipe in an order in which they can run."""
     made = [
-        Stage("model", {"model": _json(recipe.model)}, raw=(recipe.model.uri,)),
+        Stage("model", _weights(recipe), raw=(recipe.model.uri,)),
         Stage("tokenizer", {"uri": recipe.model.uri}, raw=(recipe.model.uri,)),
         *_exams(recipe),
         *_instructions(recipe),
@@ -67,7 +67,7 @@ def stages(recipe: Recipe) -> tuple[Stage, ...]:
     for trial in trials(recipe):
         made += _trial(recipe, trial)
     verdict = {
-        "evaluate": _json(recipe.evaluate),
+        "evaluate": _json(recipe.evaluate, "heldout_every_steps"),  # what is looked at on the way decides nothing
         "gate": _json(recipe.gate),
         "variants": {name: _json(variant) for name, variant in recipe.variants.items()},
         "seed": recipe.seed,
@@ -75,6 +75,13 @@ def stages(recipe: Recipe) -> tuple[Stage, ...]:
     checked = [f"{kind}/{name}" for kind in ("overlap", "withheld") for name in withheld_sources(recipe)]
     read = _same([*(f"evaluate/{trial.name}" for trial in trials(recipe)), *checked])
     return (*made, Stage("verdict", verdict, read, version=3))
+
+
+def _weights(recipe: Recipe) -> dict[str, Any]:
+    """What decides the base model: its section, and the seed where that draws the weights."""
+    if recipe.model.weights == "random":
+        return {"model": _json(recipe.model), "seed": recipe.seed}
+    return {"model": _json(recipe.model, "weights")}
 
 
 def _exams(recipe: Recipe) -> list[Stage]:
@@ -194,7 +201,7 @@ def _trial(recipe: Recipe, trial: Trial) -> list[Stage]:
         if weights is None:
             continue
         spec = {
-            phase: _json(training(recipe, phase), "max_repeats"),  # a cap stops a run, it changes none
+            phase: _phase(training(recipe, phase)),
             "weights": weights,
             "weights_from": phase_weights_from(recipe, trial.variant, phase),
             "dtype": recipe.model.dtype,
@@ -209,6 +216,11 @@ def _trial(recipe: Recipe, trial: Trial) -> list[Stage]:
     samples = {name: [exam.items, exam.generated_items] for name, exam in recipe.exams.items()}
     spec = {"dtype": recipe.model.dtype, "answer_tokens": recipe.evaluate.answer_tokens, "samples": samples}
     return [*made, Stage(f"evaluate/{trial.name}", spec, {"model": model, **read}, version=2)]
+
+
+def _phase(spec: Training) -> Any:
+    """What decides the numbers of a training. A cap stops a run, it changes none."""
+    return _json(spec, "max_repeats") | {"guard": _json(spec.guard, "max_skipped_batches")}
 
 
 def checkpoint_stage(recipe: Recipe, trial: Trial) -> str:
@@ -299,8 +311,9 @@ def _store_problem(store_uri: str) -> str:
 
 
 def recipe_digest(recipe: Recipe) -> str:
-    """First 12 hex digits of everything in the recipe that decides numbers: without its name and cluster."""
-    return digest_of(recipe.model_dump(mode="json", exclude={"name", "cluster"}))[:12]
+    """First 12 hex digits of everything in the recipe that decides numbers: not name, cluster, and what is only looked at."""
+    told: dict[str, Any] = {"name": True, "cluster": True, "evaluate": {"heldout_every_steps"}}
+    return digest_of(recipe.model_dump(mode="json", exclude=told))[:12]
 
 
 def results_uri(store_uri: str, recipe: Recipe) -> str:

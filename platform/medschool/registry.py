@@ -7,12 +7,12 @@ from typing import Any
 
 from medschool.artifact import Artifact
 from medschool.errors import ServiceError
-from medschool.track import mlflow_client
+from medschool.track import TrackedRun, mlflow_client
 
 MANIFEST_TAG = "manifest_uri"
 
 
-def register(artifact: Artifact, name: str, alias: str, run_id: str | None, tags: dict[str, str]) -> str:
+def register(artifact: Artifact, name: str, alias: str, run: TrackedRun | None, tags: dict[str, str]) -> str:
     """Give `alias` to the version that points at this artifact, creating it if it is new; the version's number.
 
     Raises ServiceError when MLflow does not answer or refuses.
@@ -20,7 +20,7 @@ def register(artifact: Artifact, name: str, alias: str, run_id: str | None, tags
     from mlflow.exceptions import MlflowException, RestException
 
     try:
-        return _register(_client(), artifact, name, alias, run_id, tags)
+        return _register(_client(), artifact, name, alias, run, tags)
     except MlflowException as error:
         refused = isinstance(error, RestException)
         raise ServiceError(
@@ -30,13 +30,17 @@ def register(artifact: Artifact, name: str, alias: str, run_id: str | None, tags
         ) from error
 
 
-def _register(client: Any, artifact: Artifact, name: str, alias: str, run_id: str | None, tags: dict[str, str]) -> str:
+def _register(client: Any, artifact: Artifact, name: str, alias: str, run: TrackedRun | None, tags: dict[str, str]) -> str:
     _ensure_model(client, name)
     versions = client.search_model_versions(f"name = '{name}'")
     known = next((v for v in versions if v.tags.get(MANIFEST_TAG) == artifact.manifest_uri), None)
     if known is None:
         known = client.create_model_version(
-            name, artifact.uri("export"), run_id=run_id, tags={MANIFEST_TAG: artifact.manifest_uri, **tags}, await_creation_for=0
+            name,
+            artifact.uri("export"),
+            run_id=run.id(client) if run else None,
+            tags={MANIFEST_TAG: artifact.manifest_uri, **tags},
+            await_creation_for=0,
         )
     client.set_registered_model_alias(name, alias, known.version)
     return str(known.version)

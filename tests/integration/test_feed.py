@@ -16,7 +16,6 @@ import pyarrow as pa
 import pytest
 import ray
 import ray.train
-import torch
 import torch.distributed as dist
 from ray import cloudpickle
 from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -196,5 +195,5 @@ def test_training_stops_at_a_row_that_the_order_does_not_give(shard_uris: dict[s
         "a row came twice": right.take([0, 0, 2, 3, 4]),
     }[fault]
     with pytest.raises(StageError, match="rank 0 of 1 received rows") as raised:
-        next(train(None, [wrong], ORDER, 3, 3, torch.float32))
+        next(train(None, [wrong], ORDER, 3, 3))
     assert raised.value.where == "batch 3" and raised.value.remedy

@@ -24,3 +24,12 @@ def test_trials_at_once(spec: dict[str, int], room: dict[str, float], at_once: i
     assert concurrent_trials(cluster, room) == at_once
     for name, need in trial_needs(cluster).items():
         assert at_once == 1 or at_once * need <= room.get(name, 0)
+
+
+def test_an_elastic_training_needs_room_for_its_fewest_workers_and_counts_with_its_most() -> None:
+    cluster = Cluster(num_workers=(2, 6), cpus_per_worker=2, gpus_per_worker=1, data_cpus=2)
+    assert trial_needs(cluster, workers=cluster.fewest_workers) == {"CPU": 6, "GPU": 2}
+    assert trial_needs(cluster) == {"CPU": 14, "GPU": 6}
+    assert concurrent_trials(cluster, {"CPU": 20, "GPU": 8}) == 1
+    assert concurrent_trials(cluster, {"CPU": 28, "GPU": 12}) == 2
+    assert concurrent_trials(cluster, {"CPU": 6, "GPU": 2}) == 1

@@ -35,6 +35,8 @@ MEMORY_GIB, DISK_GIB, SHM_GIB = 4, 10, 1
 """Free memory, disk and shared memory under which a small run is likely to fail."""
 CHECK_S = 10
 """Deadline of one check."""
+IMPORT_S = 60
+"""Deadline of the check that imports torch, which takes long on a busy machine."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def doctor(home: Path, *, needed_cpus: int | None = None) -> list[Check]:
     return [*checks, _within("serve port", partial(_serve_port, services))]
 
 
-def _within(name: str, look: Callable[[], Check]) -> Check:
+def _within(name: str, look: Callable[[], Check], deadline_s: float = CHECK_S) -> Check:
     """The check, or a failed one when it raises or is not done in time."""
     done: list[Check] = []
 
@@ -84,8 +86,8 @@ def _within(name: str, look: Callable[[], Check]) -> Check:
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    thread.join(CHECK_S)
-    late = Check(name, False, f"no answer in {CHECK_S} s", "look at the load of this machine and its network")
+    thread.join(deadline_s)
+    late = Check(name, False, f"no answer in {deadline_s:g} s", "look at the load of this machine and its network")
     return done[0] if done else late
 
 
@@ -97,7 +99,7 @@ def _machine(home: Path) -> list[Check]:
         ("disk", partial(_disk, home)),
         ("shared memory", _shared_memory),
     ]
-    return [_within(name, look) for name, look in looks]
+    return [*(_within(name, look) for name, look in looks), _within("training", _training, IMPORT_S)]
 
 
 def _declared() -> tuple[str, list[Requirement]]:
@@ -155,6 +157,13 @@ def _shared_memory() -> Check:
     size = shutil.disk_usage("/dev/shm").total / GIB
     fix = "give the container more, for example `docker run --shm-size=2g`"
     return _check("shared memory", size >= SHM_GIB, f"/dev/shm has {size:.1f} GiB", fix)
+
+
+def _training() -> Check:
+    """What training can do here. None of it is a fault of the machine: a recipe that asks for more is refused when it starts."""
+    from medschool.train.capability import summary, this_machine
+
+    return Check("training", True, summary(this_machine()))
 
 
 def _variables(service: Service, services: Services) -> dict[str, str]:

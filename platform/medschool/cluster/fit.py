@@ -35,19 +35,25 @@ def training_flops(shape: Shape, tokens: int) -> float:
     return float(FLOP_PER_PARAMETER_TOKEN * parameters(shape) * tokens)
 
 
-def trial_needs(spec: Cluster) -> dict[str, float]:
-    """Logical CPUs and GPUs that one trial takes at its largest: its workers and their feed, or its scorers and theirs."""
+def trial_needs(spec: Cluster, beside: int = 0, workers: int | None = None) -> dict[str, float]:
+    """Logical CPUs and GPUs that one trial takes at its largest: its workers and their feed, or its scorers and theirs.
+
+    beside: processes that score held-out documents while the workers train.
+    workers: with so many of them; the most that the recipe allows when left out.
+    """
+    count = spec.most_workers if workers is None else workers
     return {
-        "CPU": max(spec.most_workers * spec.cpus_per_worker, spec.score_workers) + spec.data_cpus,
-        "GPU": spec.most_workers * spec.gpus_per_worker,
+        "CPU": max(count * spec.cpus_per_worker + beside, spec.score_workers) + spec.data_cpus,
+        "GPU": count * spec.gpus_per_worker,
     }
 
 
-def concurrent_trials(spec: Cluster, room: Mapping[str, float]) -> int:
+def concurrent_trials(spec: Cluster, room: Mapping[str, float], beside: int = 0) -> int:
     """Trials that the cluster holds at once, at least one.
 
     Ray Tune cannot work this out: the workers of a training stand outside the resources of the trial that starts it, so trials
-    that look small would start together, take each other's CPUs, and leave none to the feed, which then waits for ever.
+    that look small would start together, take each other's CPUs, and leave none to the feed, which then waits for ever. Elastic
+    ones count with the most workers that they may have, because they take as many as there is room for.
     """
-    held = [int(room.get(name, 0) // need) for name, need in trial_needs(spec).items() if need]
+    held = [int(room.get(name, 0) // need) for name, need in trial_needs(spec, beside).items() if need]
     return max(1, min([*held, spec.max_concurrent_trials or min(held)]))

@@ -29,6 +29,8 @@ from medschool.errors import ServiceError
 
 OBJECT_STORE_BYTES = 2 * 10**9
 DRIVER_SLOTS = 100
+JOB_STOP_WAIT_S = 110
+"""Between the two signals of `ray job stop`, SIGTERM and SIGKILL; Ray's own 3 s are too short for a training to save."""
 
 
 def gpu_present() -> bool:
@@ -51,6 +53,7 @@ def _variables(services: Services) -> dict[str, str]:
 def _settings(services: Services) -> dict[str, str]:
     return {
         "OMP_NUM_THREADS": "1",
+        "RAY_JOB_STOP_WAIT_TIME_S": str(JOB_STOP_WAIT_S),
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
         "RAY_num_workers_soft_limit": "2",
         "RAY_worker_maximum_startup_concurrency": str(services.num_cpus),

@@ -18,6 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from medschool.cluster.ray_head import JOB_STOP_WAIT_S
 from medschool.errors import MedschoolError, ServiceError
 
 EXCLUDES = [
@@ -34,7 +35,6 @@ EXCLUDES = [
     "*.egg-info/",
 ]
 STOPPED_EXIT_CODE = 130
-STOP_WAIT_S = 60
 REMARK = re.compile(
     r"\d{4}-\d\d-\d\d [\d:,]+\s+INFO |INFO \d{4}-\d\d-\d\d |\[\d{4}-\d\d-\d\d [\d:,]+ [IWE] \d+ \d+\] "
     r"|\x1b\[33m\(raylet\)\x1b\[0m WARNING: \d+ PYTHON"
@@ -56,6 +56,7 @@ def submit(root: Path, job: str, name: str, arguments: list[str], metadata: dict
         "RAY_DATA_LOG_LEVEL": "CRITICAL",
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
         "MEDSCHOOL_GIT_SHA": git_sha(root),
+        "RAY_JOB_STOP_WAIT_TIME_S": str(JOB_STOP_WAIT_S),
     }
     jobs = client()
     with answering(
@@ -85,7 +86,7 @@ def follow(identity: str, say: Callable[[str], None]) -> int:
         except KeyboardInterrupt:
             say(f"stopping {identity}; finished stages are kept and the next submit goes on from there")
             jobs.stop_job(identity)
-            deadline = time.monotonic() + STOP_WAIT_S
+            deadline = time.monotonic() + JOB_STOP_WAIT_S + 10
             while not jobs.get_job_info(identity).status.is_terminal() and time.monotonic() < deadline:
                 time.sleep(0.2)
             return STOPPED_EXIT_CODE

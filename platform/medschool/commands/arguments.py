@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from medschool.errors import ServiceError
+from medschool.errors import RecipeError, ServiceError
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, such as recipes/quickstart.yaml.")]
 Overrides = Annotated[
@@ -36,6 +36,18 @@ def store_alone() -> str:
     with contextlib.suppress(ServiceError):
         environment()
     return store()
+
+
+def tree_of(recipe: Path) -> Path:
+    """The tree that travels with a job: the folder with jobs/ above the recipe. Raises RecipeError when there is none."""
+    for folder in recipe.resolve().parents:
+        if (folder / "jobs" / "whole_run.py").is_file():
+            return folder
+    raise RecipeError(
+        "no folder above it holds jobs/whole_run.py",
+        "keep recipes in the repository's tree, so that they travel with the job",
+        str(recipe),
+    )
 
 
 def table(rows: list[list[str]]) -> list[str]:

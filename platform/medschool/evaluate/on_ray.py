@@ -5,8 +5,10 @@
 Every task says what it is; a scorer takes whichever comes next, longest first, so that none waits for another at the end.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ import ray
 
 from medschool import storage
 from medschool.artifact import Artifact, Output, local_copy, write_parquet
+from medschool.evaluate.alongside import Alongside
 from medschool.evaluate.answer import ANSWERS_SCHEMA, write_answers
 from medschool.evaluate.exams import EXAM_SCORES_SCHEMA, score_exam
 from medschool.evaluate.perplexity import LOSSES_SCHEMA, document_losses
@@ -24,12 +27,14 @@ from medschool.exams.make import items_of, read_items
 from medschool.instructions.template import ChatTemplate
 from medschool.procedure import phase_sources, probed_variant
 from medschool.recipe import Recipe
+from medschool.recipe.schema import Model
 from medschool.rows import PROBE_SCHEMA, Probe, table
 from medschool.seed import seed_of
 from medschool.tokens.on_ray import heldout_rows
 from medschool.tokens.order import Order, Withheld, order_of
 from medschool.tokens.shards import Index, read_rows, tokens_of
 from medschool.tokens.tokenizer import Tokenizer, load_tokenizer
+from medschool.track import TrackedRun
 from medschool.train.model import load_model, model_copy
 
 TABLES = {"losses": LOSSES_SCHEMA, "answers": EXAM_SCORES_SCHEMA, "written": ANSWERS_SCHEMA, "probes": PROBE_SCORES_SCHEMA}
@@ -223,3 +228,32 @@ def _pieces(source: str, stored: pa.Table, tool: Tokenizer, seed: int) -> list[P
         texts = tool.decode([tokens[end - length : end].tolist() for end, length in zip(ends, lengths, strict=True)])
         found += [Piece(source, id_, text, seed) for id_, text in zip(ids, texts, strict=True)]
     return found
+
+
+# ---- beside training ----------------------------------------------------------------------------------------------------------
+
+LAST_MEASURE_S = 30.0
+"""How long the end of a training waits for a measurement under way."""
+
+
+@contextmanager
+def beside_training(
+    model: Model, heldout: dict[str, Artifact], run_uri: str, run: TrackedRun | None, phase: str
+) -> Iterator[Any]:
+    """What medschool.train calls with each copy of the weights (train.handout.Measure): scores it in a process of its own.
+
+    The process takes one logical CPU; where none is free it waits for one, and training does not.
+    """
+    actor = (
+        ray.remote(Alongside).options(num_cpus=1, max_restarts=-1, max_task_retries=0).remote(model, heldout, run_uri, run, phase)
+    )
+    try:
+        yield partial(_measured, actor)
+    finally:
+        with suppress(Exception):
+            ray.get(actor.close.remote(), timeout=LAST_MEASURE_S)
+        ray.kill(actor)
+
+
+def _measured(actor: Any, step: int, folder_uri: str) -> None:
+    ray.get(actor.measure.remote(step, folder_uri))

@@ -38,6 +38,8 @@ class Model(Section):
 
     uri: str
     """Folder with config.json, *.safetensors and tokenizer files: an absolute URI, or a path below the store."""
+    weights: Literal["pretrained", "random"] = "pretrained"
+    """`random` draws them by the recipe's seed, once, from config.json; the folder needs no safetensors then."""
     dtype: Literal["bf16", "fp32"]
     """Precision of weights and activations in training and scoring; optimizer state is always fp32."""
     shape: Shape | None = None
@@ -302,9 +304,17 @@ class Evaluate(Section):
     """Resamples of the paired bootstrap over held-out documents."""
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     heldout_every_steps: Positive | None = None
-    """Steps between two measurements of the held-out loss while training runs, beside it; none when left out."""
+    """Steps between two measurements of the held-out loss while training runs, beside it; none when left out.
+
+    They are for people to look at: nothing that the run makes depends on them. They take one logical CPU of the cluster.
+    """
     answer_tokens: Positive = 16
     """Longest answer in words, in tokens; 16 hold a direct answer, a rationale needs some 200."""
+
+    @property
+    def scorers_beside(self) -> int:
+        """Processes that score while the workers train."""
+        return int(self.heldout_every_steps is not None)
 
 
 class Gate(Section):
@@ -447,6 +457,8 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        if self.cluster.attention == "flash_attention_2" and self.model.dtype == "fp32":
+            raise ValueError("cluster.attention: flash_attention_2 computes in bf16 only; set model.dtype: bf16 or another one")
         if len(set(self.train_seeds)) < len(self.train_seeds):
             raise ValueError("train_seeds: a seed is named twice; each one must differ")
         for name, variant in self.variants.items():

@@ -11,10 +11,11 @@ expects.
 """
 
 import functools
+import itertools
 import json
 import os
 import pickle
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -228,8 +229,14 @@ def _fetched(feed: ray.ObjectRef) -> Feed:
     return found
 
 
-def blocks(feed: Feed, start: int, stop: int, world_size: int) -> "ray.data.Dataset":
-    """Batches [start, stop) as an ordered Ray Dataset, to be split over `world_size` ranks.
+def runs_of(start: int, stop: int, passed_over: Collection[int], batch_bytes: int) -> list[tuple[int, int]]:
+    """batches_of_blocks of every stretch of [start, stop) that has none of the batches passed over."""
+    edges = [start - 1, *sorted(batch for batch in passed_over if start <= batch < stop), stop]
+    return [run for before, end in itertools.pairwise(edges) for run in batches_of_blocks(before + 1, end, batch_bytes)]
+
+
+def blocks(feed: Feed, start: int, stop: int, world_size: int, passed_over: Collection[int] = ()) -> "ray.data.Dataset":
+    """Batches [start, stop) but those passed over, as an ordered Ray Dataset, to be split over `world_size` ranks.
 
     Memory, in Ray's object store: READ_AHEAD blocks for each rank that are read and wait, those that are being read, and those
     that a rank has taken ahead (`prefetch_batches`). A block has BLOCK_BYTES, or one batch of its rank where that is more. Ray
@@ -237,7 +244,7 @@ def blocks(feed: Feed, start: int, stop: int, world_size: int) -> "ray.data.Data
     """
     per_rank = rank_rows(feed.order.batch_rows, world_size)
     row_bytes = feed.row_tokens * np.dtype(feed.dtype).itemsize + feed.row_tokens // 8 + 256
-    runs = batches_of_blocks(start, stop, per_rank * row_bytes)
+    runs = runs_of(start, stop, passed_over, per_rank * row_bytes)
     dataset = ray.data.read_datasource(
         _Blocks(ray.put(feed), runs, world_size, per_rank, row_bytes),
         override_num_blocks=len(runs) * world_size,
@@ -255,8 +262,8 @@ class OrderedData(DataConfig):  # type: ignore[misc]
     """Gives every training worker its slices of the batches from the resume point on.
 
     Ray Train makes a fresh copy at every start of a worker group and asks it for two names: `resume` (the same object for every
-    rank, decided here once) and `train` (an iterator that starts at that point). Model and data thus cannot start at different
-    places.
+    rank, decided here once) and `train` (an iterator that starts at that point, without the batches that the point passes over).
+    Model and data thus cannot start at different places.
     """
 
     def __init__(self, feed: Feed, batches: int, decide: Any) -> None:
@@ -271,7 +278,9 @@ class OrderedData(DataConfig):  # type: ignore[misc]
             self._point = self._decide()
         if "resume" in datasets:
             return [{"resume": self._point} for _ in range(world_size)]
-        parts = blocks(self._feed, self._point.batch_index, self._batches, world_size).streaming_split(world_size, equal=True)
+        point, passed_over = self._point, getattr(self._point, "passed_over", ())
+        dataset = blocks(self._feed, point.batch_index, self._batches, world_size, passed_over)
+        parts = dataset.streaming_split(world_size, equal=True)
         return [{"train": part} for part in parts]
 
 

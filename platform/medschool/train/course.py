@@ -7,6 +7,7 @@ from medschool.procedure import Phase, training
 from medschool.recipe import Recipe
 from medschool.recipe.schema import Training
 from medschool.tokens.order import Order
+from medschool.track import TrackedRun
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Course:
     """Where checkpoints of this run live, whatever attempt writes them."""
     prefix_uri: str
     """Where this attempt puts the finished model."""
-    mlflow_run: str | None
+    mlflow_run: TrackedRun | None
     report_every_steps: int | None = None
     """Steps between two reports to the trial that this training is part of, where it may be stopped early."""
 

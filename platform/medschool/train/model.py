@@ -2,44 +2,76 @@
 
 Shapes: B rows, L tokens a row, V vocabulary. A row holds pieces of documents or conversations; a token sees the earlier tokens of
 its own piece only, positions start at 0 in each piece, and the first token of a piece is not a target; of a conversation only the
-answers are. So a packed row gives exactly the logits and the loss of its pieces run one by one. The mask is additive and
-four-dimensional because that is right with every attention implementation (position ids alone leak between documents when the
-cache is on; a boolean mask is wrong in `eager`).
+answers are. So a packed row gives exactly the logits and the loss of its pieces run one by one.
+
+The mask is made by transformers from the positions, which start again where a piece does: as booleans for `sdpa`, added numbers
+for `eager`, blocks for `flex_attention`, and the pieces' boundaries for `flash_attention_2`. It knows the sliding windows of
+Mistral and Qwen, which a mask of our own, the same for all layers, would widen to the whole row. Two things break it, and
+neither is ever passed: a cache (`use_cache` is off), and a mask of ones. What it cannot promise for a model that nobody tried is
+looked at when training starts (medschool.train.engine).
+
+`flash_attention_2` takes the boundaries beside the tokens; no GPU has run it here.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from medschool.artifact import Artifact, local_copy
-from medschool.errors import InputError
+from medschool.errors import InputError, PlanError
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 IGNORED = -100
 
 
-def load_model(folder: Path, dtype: str) -> Any:
-    """A causal language model from a local folder with safetensors. Raises InputError when the folder has none."""
+def load_model(folder: Path, dtype: str, attention: str = "sdpa") -> Any:
+    """A causal language model from a local folder with safetensors.
+
+    Raises InputError when the folder has none, or they lack weights that the model needs (transformers would draw those at random
+    and only warn).
+    """
     from transformers import AutoModelForCausalLM
 
     check_model_files([path.name for path in folder.iterdir()], str(folder))
-    return AutoModelForCausalLM.from_pretrained(
+    model, found = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=DTYPES[dtype],
         local_files_only=True,
         trust_remote_code=False,
         use_safetensors=True,
-        attn_implementation="sdpa",
+        attn_implementation=attention,
+        output_loading_info=True,
     )
+    if lacking := sorted(found["missing_keys"]):
+        raise InputError(
+            f"{len(lacking)} weights are missing from the safetensors, {lacking[0]} among them",
+            "copy the whole folder that save_pretrained wrote",
+            str(folder),
+        )
+    return model
 
 
-def check_model_files(names: list[str], where: str) -> None:
-    """Raise InputError unless the names are those of a loadable model: config.json and safetensors, never pickled weights."""
+def random_model(folder: Path, dtype: str, seed: int) -> Any:
+    """A model of the config.json in a folder with weights drawn by `seed`, in fp32 on the CPU, and then rounded to `dtype`."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False).to(DTYPES[dtype])
+
+
+def check_model_files(names: list[str], where: str, weights: Literal["pretrained", "random"] = "pretrained") -> None:
+    """Raise InputError unless the names are those of a loadable model: config.json and safetensors, never pickled weights.
+
+    Random weights need config.json alone.
+    """
     if "config.json" not in names:
         raise InputError("no config.json", "give a folder written by save_pretrained", where)
-    if not any(name.endswith(".safetensors") for name in names):
+    if weights == "pretrained" and not any(name.endswith(".safetensors") for name in names):
         pickles = [name for name in names if name.endswith((".bin", ".pt", ".pth"))]
         found = f"only {', '.join(pickles)}, which are pickles and can run code" if pickles else "no weights"
         raise InputError(
@@ -52,17 +84,28 @@ def piece_numbers(doc_lengths: list[list[int]], row_tokens: int) -> np.ndarray:
     return np.stack([np.repeat(np.arange(len(lengths)), lengths) for lengths in doc_lengths]).reshape(-1, row_tokens)
 
 
-def model_inputs(tokens: np.ndarray, doc_lengths: list[list[int]], dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """input_ids (B, L), position_ids (B, L), additive attention_mask (B, 1, L, L) of packed rows."""
-    pieces = torch.from_numpy(piece_numbers(doc_lengths, tokens.shape[1]))
+def model_inputs(tokens: np.ndarray, doc_lengths: list[list[int]], attention: str = "sdpa") -> dict[str, Any]:
+    """input_ids (B, L) and position_ids (B, L) of packed rows; for flash attention the boundaries of their pieces as well.
+
+    Those are, as its variable-length kernel takes them, where each piece starts in the B * L tokens, the end after the last one
+    (cu_seq_lens_*, int32), and the longest piece (max_length_*).
+    """
     positions = np.stack([np.concatenate([np.arange(length) for length in lengths]) for lengths in doc_lengths])
-    seen = (pieces[:, :, None] == pieces[:, None, :]).tril()
-    mask = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)
-    return {
+    inputs: dict[str, Any] = {
         "input_ids": torch.from_numpy(tokens.astype(np.int64)),
         "position_ids": torch.from_numpy(positions),
-        "attention_mask": mask[:, None],
     }
+    if attention != "flash_attention_2":
+        return inputs
+    pieces = np.concatenate([np.asarray(lengths) for lengths in doc_lengths])
+    starts = torch.from_numpy(np.concatenate([[0], np.cumsum(pieces)]).astype(np.int32))
+    longest = int(pieces.max())
+    return inputs | {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts, "max_length_q": longest, "max_length_k": longest}
+
+
+def to_device(inputs: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """The same inputs with their tensors on a device; numbers stay."""
+    return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
 
 
 def targets_of(tokens: np.ndarray, doc_lengths: list[list[int]], trained: np.ndarray, weights: np.ndarray) -> torch.Tensor:
@@ -78,12 +121,54 @@ def targets_of(tokens: np.ndarray, doc_lengths: list[list[int]], trained: np.nda
     return torch.from_numpy(targets)
 
 
-def summed_loss(model: Any, inputs: dict[str, torch.Tensor], targets: torch.Tensor) -> torch.Tensor:
-    """Sum of the cross-entropy over all targets, in nats, in fp32."""
-    logits = model(**inputs, use_cache=False).logits
-    return torch.nn.functional.cross_entropy(
-        logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
-    )
+def summed_loss(model: Any, inputs: dict[str, Any], targets: torch.Tensor) -> torch.Tensor:
+    """Sum of the cross-entropy over all targets, in nats, in fp32; in chunks where the model was told to (chunk_the_loss)."""
+    return row_losses(model, inputs, targets).sum()
+
+
+def row_losses(model: Any, inputs: dict[str, Any], targets: torch.Tensor) -> torch.Tensor:
+    """(B,) sum of the cross-entropy over the targets of each row, in nats, in fp32; as summed_loss."""
+    if getattr(model, "loss_chunk_tokens", None):
+        losses = model(**inputs, use_cache=False, targets=targets)
+    else:
+        losses = _cross_entropy(model(**inputs, use_cache=False).logits.flatten(0, 1), targets.flatten())
+    return losses.view(targets.shape).sum(dim=1)
+
+
+def chunk_the_loss(model: Any, chunk_tokens: int) -> None:
+    """From now on model(..., targets=(B, L)) gives the loss of each token, (B * L,); the logits of all never exist at once.
+
+    Logits are as large as tokens * vocabulary * 4 bytes, several times over: 0.5 GiB for 2048 tokens of a vocabulary of 64
+    thousand, once for the logits, the loss and the gradient each. Here those of `chunk_tokens` exist at a time; the backward pass
+    computes them again (Chen et al. 2016, section 3), which costs one more pass through the output head.
+    Raises PlanError for a model that does more to its logits than the output head does.
+    """
+    scaled = [name for name in ("logits_scaling", "logit_scale", "final_logit_softcapping") if getattr(model.config, name, None)]
+    if scaled:
+        raise PlanError(
+            f"{model.config.model_type} changes its logits after the output head ({scaled[0]}), which chunks would leave out",
+            "leave out cluster.loss_chunk_tokens",
+            "cluster.loss_chunk_tokens",
+        )
+    whole, body, head = model.forward, model.get_decoder(), model.get_output_embeddings()
+
+    def forward(*, targets: torch.Tensor | None = None, **inputs: Any) -> Any:
+        if targets is None:
+            return whole(**inputs)
+        hidden = body(**inputs).last_hidden_state.flatten(0, 1)
+        chunks = zip(hidden.split(chunk_tokens), targets.flatten().split(chunk_tokens), strict=True)
+        return torch.cat([checkpoint(_chunk_loss, head, *chunk, use_reentrant=False) for chunk in chunks])
+
+    model.forward, model.loss_chunk_tokens = forward, chunk_tokens
+
+
+def _chunk_loss(head: Any, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return _cross_entropy(head(hidden), targets)
+
+
+def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """(N,) cross-entropy of logits (N, V) against targets (N,); 0 where a target is IGNORED."""
+    return torch.nn.functional.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="none")
 
 
 def model_copy(artifact: Artifact) -> Path:
