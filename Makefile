@@ -49,8 +49,8 @@ check: setup  ## style, types, import direction, a plan of every shipped recipe
 plans: setup  ## what each shipped recipe would do
 	@for recipe in recipes/*.yaml; do echo "== $$recipe"; $(BIN)/medschool plan $$recipe || exit 1; done
 
-bench: setup  ## benchmarks; they print figures and assert nothing
-	@for bench in bench/*.py; do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done
+bench:  ## list the benchmarks; each says how it is run, prints figures and asserts nothing of speed
+	@for bench in bench/*.py bench/gpu/all.sh; do printf '%-26s ' $$bench; sed -n '/^[#"]* *[A-Z]/{s/^[#" ]*//;s/"*$$//p;q}' $$bench; done
 
 clean: down  ## remove the environment and all local data
 	rm -rf $(VENV) .medschool
