@@ -122,6 +122,7 @@ def test_a_killed_worker_costs_time_and_not_one_bit(left_alone: artifact.Artifac
     assert after and after == {step: loss for step, loss in losses(left_alone).items() if step in after}
 
 
+@pytest.mark.long
 def test_a_damaged_checkpoint_is_passed_over_and_costs_not_one_bit(left_alone: artifact.Artifact, store: Path) -> None:
     first = Watched(store, "cluster.max_failures=0", watch=Killer(states=2))
     with pytest.raises(StageError, match="failed after 0 restarts") as failed:

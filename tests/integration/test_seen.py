@@ -32,6 +32,7 @@ from medschool.tokens.stream import feed_of, read_block
 from medschool.train.course import Course
 from medschool.train.model import load_model, model_copy
 
+pytestmark = pytest.mark.long
 STEPS, EVERY = 40, 8
 SETTINGS = (
     f"pretrain.length.steps={STEPS}", "tokens.row_tokens=64", "pretrain.batch_rows=14", "cluster.micro_batch_tokens=256",

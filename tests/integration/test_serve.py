@@ -339,7 +339,7 @@ def test_an_alias_is_resolved_when_the_application_is_built(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/registry.db")
     monkeypatch.setenv("MEDSCHOOL_API_KEY", KEY)
-    registry.register(artifact.read_manifest(manifest_uri), "tiny", "champion", run_id=None, tags={})
+    registry.register(artifact.read_manifest(manifest_uri), "tiny", "champion", run=None, tags={})
     built = application(ChatArgs(model="models:/tiny@champion"))
     assert manifest_uri in built._bound_deployment.init_args
     with pytest.raises(InputError, match="no such manifest"):
