@@ -88,6 +88,19 @@ def ray_cluster() -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.fixture(scope="module")
+def ray_folder() -> Iterator[str]:
+    """A folder for a Ray of a test's own, whose processes all name it; those that are left at the end are killed."""
+    import psutil
+
+    folder = tempfile.mkdtemp(prefix="ms-node-", dir="/tmp")
+    yield folder
+    for process in psutil.process_iter(["cmdline"]):
+        if any(folder in word for word in process.info["cmdline"] or []):
+            process.kill()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 @pytest.fixture(scope="session")
 def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A local folder as store, with the raw inputs of tests/tiny.py and its recipe tiny.yaml."""

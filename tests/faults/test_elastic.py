@@ -6,16 +6,13 @@ Run as a script this file is the job, on a cluster of a head that holds no worke
 
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
@@ -83,16 +80,6 @@ def drive(store: Path) -> None:
     print("FOUND " + json.dumps(found), flush=True)
     ray.shutdown()
     os._exit(0)  # Cluster ends its processes at exit, and with the code 1 where one of them is gone already
-
-
-@pytest.fixture
-def ray_folder() -> Any:
-    folder = tempfile.mkdtemp(prefix="ms-node-", dir="/tmp")
-    yield folder
-    for process in psutil.process_iter(["cmdline"]):
-        if any(folder in word for word in process.info["cmdline"] or []):
-            process.kill()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.mark.long

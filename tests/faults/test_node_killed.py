@@ -10,7 +10,6 @@ import random
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -18,7 +17,6 @@ from typing import Any
 
 import psutil
 import pyarrow.parquet as pq
-import pytest
 
 FILES, PASSAGES, PASSAGE_CHARS = 100, 40, 1600
 FIRST = 15
@@ -81,16 +79,6 @@ def _kill(cluster: Any, node: Any, work: Path) -> None:
             print(json.dumps({"killed_at": read, "tasks": tasks}), flush=True)
             return
         time.sleep(0.002)
-
-
-@pytest.fixture
-def ray_folder() -> Any:
-    folder = tempfile.mkdtemp(prefix="ms-node-", dir="/tmp")
-    yield folder
-    for process in psutil.process_iter(["cmdline"]):
-        if any(folder in word for word in process.info["cmdline"] or []):
-            process.kill()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_a_node_dies_and_every_text_is_there_once(tmp_path: Path, ray_folder: str) -> None:

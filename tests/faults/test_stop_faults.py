@@ -8,14 +8,12 @@ preemption allowed. Nothing is saved but what the faults make it save. Run as a 
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -130,16 +128,6 @@ def drive(folder: Path, settings: list[str]) -> None:
 
 
 # ---- the tests ----------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def ray_folder() -> Iterator[str]:
-    folder = tempfile.mkdtemp(prefix="ms-stop-", dir="/tmp")
-    yield folder
-    for process in psutil.process_iter(["cmdline"]):
-        if any(folder in word for word in process.info["cmdline"] or []):
-            process.kill()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 class Told:
