@@ -23,6 +23,7 @@ FOLDER = tempfile.mkdtemp(prefix="ms-test-", dir="/tmp")  # short: Ray puts Unix
 TOKEN = Path(FOLDER, "token")
 TOKEN.write_text(secrets.token_hex(32))
 TOKEN.chmod(0o600)
+OWN_CLUSTERS = ("test_elastic", "test_node_killed", "test_services", "test_stop_faults")
 os.environ.update(  # before Ray is imported, which reads its authentication mode once
     {
         "DO_NOT_TRACK": "1",
@@ -42,6 +43,14 @@ os.environ.update(  # before Ray is imported, which reads its authentication mod
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--report", type=Path, help="write outcome and seconds of each test to this file, as Markdown")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of two test processes one runs whatever starts services or clusters of its own: two of those at once are too much."""
+    for item in items:
+        own = item.path.parent.name == "e2e" or item.path.stem in OWN_CLUSTERS
+        item.add_marker(pytest.mark.xdist_group("own clusters" if own else item.path.stem))
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

@@ -2,7 +2,7 @@
 
     mfu_zero1..3   a 1.2-billion LLaMA in bf16 on packed rows of 2,048 tokens through the whole of training: MFU, tokens/s, memory
     drill_zero3    `medschool drill resume` at ZeRO 3, one kill
-    memory         what those trainings held at most, beside what their states must take (the plan does not estimate memory yet)
+    memory         what those trainings held at most, beside what `medschool plan` foretells for them
     fsdp           torch's fully_shard over the same rows, and our loop without Ray: the same card, the same losses
     eight_rows     the eight variants of eight_rows.yaml under three orders of the data
     serving        tokens/s and seconds to the first token of the serving engine at 1, 8 and 32 answers at once
@@ -85,16 +85,20 @@ def drill(folder: Path, size: dict[str, Any]) -> dict[str, Any]:
 
 
 def memory(results: Path, tiny: bool) -> dict[str, Any]:
-    """Peaks of the trainings above, and the states alone as arithmetic; the difference is activations, logits and buffers."""
-    from medschool.cluster.fit import parameters
-    from medschool.recipe.schema import Shape
+    """Peaks of the trainings above, and the plan's."""
+    from medschool.cluster.memory import training_memory
+    from medschool.recipe.schema import Cluster, Shape
 
-    shape = Shape(**vars(sizes(tiny)["shape"]))
+    size = sizes(tiny)
     peaks = {line["part"]: line["result"]["peak_bytes"] for line in lines_of(results, tiny) if line["part"].startswith("mfu_")}
     if not peaks:
         raise RuntimeError("no training has been measured: run the parts mfu_zero1 to mfu_zero3 first")
-    states_bytes = 16 * parameters(shape)  # 2 + 2 + 12 a weight: Rajbhandari et al. 2020 (ZeRO), section 3.1
-    return {"peak_bytes": peaks, "states_bytes": states_bytes}
+    found: dict[str, Any] = {}
+    for part, peak in peaks.items():
+        spec = Cluster.model_validate(cluster_of(size, int(part[-1])))
+        foretold = training_memory(Shape(**vars(size["shape"])), spec, "bf16", spec.micro_batch_tokens, size["row_tokens"], 1)
+        found[part] = {"peak_bytes": peak, "plan": vars(foretold), "peak_to_plan": peak and peak / foretold.peak_bytes}
+    return found
 
 
 def fsdp(folder: Path, size: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a recipe will do, before anything runs: each stage's standing, and the tokens, steps, repeats and FLOP of training.
+"""What a recipe will do, before anything runs: each stage's standing; tokens, steps, repeats, FLOP and memory of training.
 
 Sizes come from finished token artifacts where there are any (without the rows that are withheld), else from `expected_tokens` in
 the recipe. A variant that would see a source more often than `max_repeats` allows is refused, here and again when it trains.
@@ -11,6 +11,7 @@ from typing import Any
 
 from medschool import storage
 from medschool.cluster.fit import parameters, shape_of, training_flops
+from medschool.cluster.memory import Memory, training_memory
 from medschool.errors import MedschoolError, PlanError, StageError
 from medschool.procedure import (
     PHASES,
@@ -28,6 +29,7 @@ from medschool.recipe.schema import Shape
 from medschool.stage import Resolved
 from medschool.tokens.mixture import Schedule, Weights
 from medschool.tokens.shards import INDEX, Index, parse_index
+from medschool.train.zero import micro_batch_rows
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class Course:
     weights: Weights
     weights_from: Mapping[int, Weights]
     """The curriculum: weights by the number of steps before them."""
+    memory: Memory | None
+    """Of each worker, as an estimate; None where the model's shape is not known."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ class Plan:
                 {"name": name, "state": item.state, "fingerprint": item.fingerprint, "reason": item.reason}
                 for name, item in self.stages.items()
             ],
-            "phases": [vars(course) for course in self.courses],
+            "phases": [vars(course) | {"memory": course.memory and vars(course.memory)} for course in self.courses],
             "totals": {phase: self._total(phase) for phase in PHASES},
             "budget_minutes": self.recipe.budget.minutes if self.recipe.budget else None,
         }
@@ -102,6 +106,7 @@ class Plan:
             f"{course.stage}: {course.steps:,} steps, {course.tokens:,} tokens{flops}",
             f"    tokens by source (times seen, whole epochs): {seen}",
             *(f"    {_change(step, weights, course.steps)}" for step, weights in course.weights_from.items()),
+            *([f"    {_memory_line(course.memory, self.recipe)}"] if course.memory else []),
         ]
 
 
@@ -109,6 +114,21 @@ def _times(course: Course, source: str) -> str:
     """` (5 x, 5)`: how often a source of known size is seen, and how many passes over it end."""
     known = source in course.repeats_by_source
     return f" ({course.repeats_by_source[source]:.3g} x, {course.epochs_by_source[source]})" if known else ""
+
+
+def _memory_line(memory: Memory, recipe: Recipe) -> str:
+    parts = {
+        "states": memory.states_bytes,
+        "buffers": memory.buffers_bytes,
+        "activations": memory.activations_bytes,
+        "logits": memory.logits_bytes,
+    }
+    listed = ", ".join(f"{name} {size / 2**30:.1f}" for name, size in parts.items())
+    where = "on its GPU" if recipe.cluster.gpus_per_worker else "of the host"
+    return (
+        f"memory a worker, estimated: {memory.peak_bytes / 2**30:.1f} GiB {where} ({listed}), "
+        f"{memory.host_bytes / 2**30:.1f} GiB of the host for checkpoints" + (" and offload" if recipe.cluster.offload else "")
+    )
 
 
 def _change(step: int, weights: Weights, steps: int) -> str:
@@ -261,7 +281,7 @@ def _course(
     shared = None if first == stage else first
     steps = phase_steps(recipe, phase, rows)
     if steps is None:
-        return Course(stage, shared, None, None, None, {}, {}, {}, schedule.weights, schedule.weights_from)
+        return Course(stage, shared, None, None, None, {}, {}, {}, schedule.weights, schedule.weights_from, None)
     length, taken = row_tokens(recipe, phase), schedule.rows_before(steps)
     check_repeats(recipe, stage, phase, schedule, steps, rows)
     tokens = steps * schedule.batch_rows * length
@@ -276,4 +296,12 @@ def _course(
         epochs_by_source={name: count // size for name, count in taken.items() if (size := rows[name])},
         weights=schedule.weights,
         weights_from=schedule.weights_from,
+        memory=_memory(recipe, phase, shape) if shape else None,
     )
+
+
+def _memory(recipe: Recipe, phase: Phase, shape: Shape) -> Memory:
+    """With the fewest workers, which hold the most each."""
+    workers, length = recipe.cluster.fewest_workers, row_tokens(recipe, phase)
+    tokens = micro_batch_rows(recipe, phase, workers) * length
+    return training_memory(shape, recipe.cluster, recipe.model.dtype, tokens, length, workers, training(recipe, phase).lora)

@@ -13,8 +13,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 RECIPE = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
 STEPS, LOST, BACK = 60, 21, 41
 """The node is lost after step LOST, another one comes after step BACK."""
@@ -26,7 +24,7 @@ def drive(store: Path) -> None:
     import ray
     from ray.cluster_utils import Cluster
 
-    from medschool.board import printing
+    from medschool.board import printing, this_node
     from medschool.cluster.drill import largest_difference, trained
     from medschool.cluster.kill import Gate, Witness, training_workers
     from medschool.cluster.slice import tiny_slice
@@ -35,7 +33,9 @@ def drive(store: Path) -> None:
 
     on_ray.RESIZE_EVERY_S = 5.0
     memory = {"object_store_memory": 100_000_000}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, **memory})
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, **memory}, shutdown_at_exit=False
+    )  # at exit it would listen for a signal, which only a main thread can; `ray_folder` ends its processes
     nodes = [cluster.add_node(num_cpus=CPUS, **memory) for _ in range(2)]
     ray.init(address=cluster.address, log_to_driver=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
@@ -46,7 +46,7 @@ def drive(store: Path) -> None:
         course, rows = tiny_slice(
             load(RECIPE, [*settings, f"cluster.num_workers={workers}"]), str(store), str(store / name), STEPS
         )
-        gate, over = Gate.remote(), threading.Event()
+        gate, over = Gate.options(scheduling_strategy=this_node()).remote(), threading.Event()
         seen: list[int] = []
 
         def watch(gate: Any = gate, over: Any = over, seen: list[int] = seen) -> None:
@@ -82,7 +82,6 @@ def drive(store: Path) -> None:
     os._exit(0)  # Cluster ends its processes at exit, and with the code 1 where one of them is gone already
 
 
-@pytest.mark.long
 def test_a_lost_node_leaves_one_worker_and_a_new_one_brings_the_second_back(tmp_path: Path, ray_folder: str) -> None:
     Path(ray_folder, "ray").mkdir()
     job = subprocess.run(
@@ -91,7 +90,7 @@ def test_a_lost_node_leaves_one_worker_and_a_new_one_brings_the_second_back(tmp_
     )  # fmt: skip
     assert job.returncode == 0, (job.stdout + job.stderr)[-6000:]
     found = json.loads(job.stdout.split("FOUND ")[1].splitlines()[0])
-    assert found["workers"] == [2, 1, 2] and len(found["resumed"]) >= 2
+    assert found["workers"][-3:] == [2, 1, 2] and len(found["resumed"]) >= 2
     assert found["ledgers"] and found["difference"] < 1e-4
 
 

@@ -278,7 +278,6 @@ def group_of_one(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     dist.destroy_process_group()
 
 
-@pytest.mark.long
 @pytest.mark.usefixtures("ray_cluster", "group_of_one")
 def test_a_run_goes_past_what_would_harm_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory for 7 of 10 rows, a batch that is no number, three in a row, and a spike: as if those batches had never been."""

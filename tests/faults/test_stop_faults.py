@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 STEPS = 30_000
-STALL_TIMEOUT_S = 15.0
+STALL_TIMEOUT_S = 20.0
 DEADLINE_S = 60
 """Of the preempted node, from the notice on."""
 WORKER_CPUS = 3
@@ -31,7 +31,7 @@ SETTINGS = [
     "cluster.max_failures=1", "cluster.max_preemptions=1", f"cluster.stall_timeout_s={STALL_TIMEOUT_S}",
 ]  # fmt: skip
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 
 
 # ---- the driver ---------------------------------------------------------------------------------------------------------------

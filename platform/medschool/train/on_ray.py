@@ -9,9 +9,11 @@ snapshot of a run is not used: a new attempt gets a new run name and finds its p
 """
 
 import os
+import threading
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
@@ -209,7 +211,25 @@ def _work(config: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _batches(per_rank: int) -> Iterator[Any]:
-    yield from ray.train.get_dataset_shard("train").iter_batches(batch_size=per_rank, batch_format="pyarrow", prefetch_batches=2)
+    """This rank's slices of the batches. The feed starts now, so that it has begun by the time that the engine is built."""
+    shard = ray.train.get_dataset_shard("train")
+    batches = iter(shard.iter_batches(batch_size=per_rank, batch_format="pyarrow", prefetch_batches=2))
+    first: Future[Any] = Future()
+
+    def ask() -> None:
+        try:
+            first.set_result(next(batches, None))
+        except BaseException as error:  # raised where the batch is asked for
+            first.set_exception(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    return _from(first, batches)
+
+
+def _from(first: "Future[Any]", rest: Iterator[Any]) -> Iterator[Any]:
+    if (batch := first.result()) is not None:
+        yield batch
+        yield from rest
 
 
 def _explained(error: TrainingFailedError, spec: Cluster, name: str) -> MedschoolError:

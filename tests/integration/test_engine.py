@@ -3,6 +3,7 @@
 One process is a group of its own here; two ranks of ZeRO 3 are a long test.
 """
 
+import json
 import math
 import os
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from tiny import RECIPE, write_model
 from transformers import AutoModelForCausalLM
 
 from medschool.artifact import Artifact, ArtifactFile
+from medschool.cluster.fit import parameters, shape_of
+from medschool.cluster.memory import training_memory
 from medschool.errors import InputError, PlanError
 from medschool.recipe import load
 from medschool.tokens.order import Order
@@ -150,6 +153,21 @@ def test_bf16_trains_as_fp32_does_but_for_its_rounding(
     )
     assert losses == pytest.approx(plain[0], rel=4e-3)
     assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_the_plan_counts_the_states_that_an_engine_holds(stage: int, dtype: str, store: Path) -> None:
+    one = course(store, f"model.dtype={dtype}", f"cluster.zero_stage={stage}")
+    engine = trained(one)[2]
+    optimizer = engine.optimizer.optimizer if stage or dtype == "bf16" else engine.optimizer
+    held = [*engine.module.parameters(), *(weight for group in optimizer.param_groups for weight in group["params"])]
+    held += [tensor for state in optimizer.state.values() for tensor in state.values() if tensor.numel() > 1]
+    held_bytes = sum({tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in held}.values())
+    shape = shape_of(json.loads((Path(one.model.prefix_uri) / "config.json").read_text()), "")
+    planned = training_memory(shape, one.recipe.cluster, dtype, 64, 64, 1)
+    gradients = parameters(shape) * (2 if dtype == "bf16" else 4)
+    assert held_bytes == pytest.approx(planned.states_bytes - gradients, rel=1e-3)
 
 
 @pytest.mark.long  # torch.compile takes a minute for each
