@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -45,12 +46,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--report", type=Path, help="write outcome and seconds of each test to this file, as Markdown")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of two test processes one runs whatever starts services or clusters of its own: two of those at once are too much."""
-    for item in items:
-        own = item.path.parent.name == "e2e" or item.path.stem in OWN_CLUSTERS
-        item.add_marker(pytest.mark.xdist_group("own clusters" if own else item.path.stem))
+class OneAtATime(LoadScopeScheduling):  # type: ignore[misc]
+    """Deals files to test processes; all that start services or clusters of their own go to one: two of those are too much."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.split("::")[0]
+        return "own clusters" if "/e2e/" in path or Path(path).stem in OWN_CLUSTERS else path
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    return OneAtATime(config, log)
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

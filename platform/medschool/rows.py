@@ -139,6 +139,8 @@ class ExamItem:
     rationale: str
     """Why, where the file says it; else empty."""
     uri: str
+    context: str = ""
+    """What the question is about, to be read before it: an abstract, where the exam has one."""
 
 
 EXAM_SCHEMA = pa.schema(
@@ -151,6 +153,7 @@ EXAM_SCHEMA = pa.schema(
         ("answer", pa.int32()),
         ("rationale", pa.large_string()),
         ("uri", pa.string()),
+        ("context", pa.large_string()),
     ]
 )
 

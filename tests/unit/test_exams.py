@@ -111,6 +111,133 @@ def test_every_line_becomes_exactly_one_row(records: list[dict[str, Any]]) -> No
             assert row.options[row.answer] == options["ABCD".index(record["correct_answer"].strip())]
 
 
+# ---- the three exams of the paper ---------------------------------------------------------------------------------------------
+
+USMLE = {
+    "question": "What is red?",
+    "answer": "Rust",
+    "options": {"A": "Iron", "B": "Rust"},
+    "meta_info": "step1",
+    "answer_idx": "B",
+}
+HARNESS = {
+    "id": "x",
+    "sent1": "What is red?",
+    "sent2": "",
+    "ending0": "Iron",
+    "ending1": "Rust",
+    "ending2": "Clay",
+    "ending3": "Salt",
+    "label": 1,
+}
+MCQ = {
+    "id": "u-1",
+    "question": "What is red?",
+    "opa": "Iron",
+    "opb": "Rust",
+    "opc": "Clay",
+    "opd": "Salt",
+    "cop": 2,
+    "exp": "It\nis.",
+    "subject_name": "Anatomy",
+}
+ABSTRACT = {
+    "QUESTION": "Is it red?",
+    "CONTEXTS": ["It was wet.", " It\nrusted. "],
+    "final_decision": "no",
+    "LONG_ANSWER": "It is not.",
+}
+
+
+def rows_of(name: str, *records: object) -> list[ExamItem | Dropped]:
+    data = json.dumps(records[0]) if name == "pubmedqa" else "\n".join(map(json.dumps, records))
+    return list(EXAM_FORMATS[name](data.encode(), "raw/e", "exam"))
+
+
+def without(record: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    return {key: value for key, value in {**record, **changes}.items() if value is not ...}
+
+
+@pytest.mark.parametrize(
+    ("record", "subject", "options"),
+    [
+        (USMLE, "step1", ("Iron", "Rust")),
+        (without(USMLE, options=[{"key": "B", "value": "Rust"}, {"key": "A", "value": "Iron"}]), "step1", ("Iron", "Rust")),
+        (without(USMLE, answer=..., meta_info=...), "usmle", ("Iron", "Rust")),
+        (without(USMLE, options={**dict(zip("ACDE", ("Iron", "Clay", "Salt", "Tin"), strict=True)), "B": "Rust"}), "step1",
+         ("Iron", "Rust", "Clay", "Salt", "Tin")),
+        (HARNESS, "usmle", ("Iron", "Rust", "Clay", "Salt")),
+    ],
+)  # fmt: skip
+def test_medqa_is_read_in_each_of_its_forms(record: dict[str, Any], subject: str, options: tuple[str, ...]) -> None:
+    assert rows_of("medqa", record) == [ExamItem(f"{subject}:1", "exam", subject, "What is red?", options, 1, "", "raw/e")]
+
+
+@pytest.mark.parametrize(
+    ("name", "record", "reason"),
+    [
+        ("medqa", without(USMLE, answer="Iron"), "answer is 'Iron', but option B is 'Rust'"),
+        ("medqa", without(USMLE, answer_idx="C"), "answer_idx is 'C', not one of A, B"),
+        ("medqa", without(USMLE, options={"A": "Iron", "C": "Rust"}), "options have the letters A, C, not A, B"),
+        ("medqa", without(USMLE, options={"A": "Iron"}), "options is neither"),
+        ("medqa", without(USMLE, options=[["A", "Iron"]]), "options is neither"),
+        ("medqa", without(USMLE, options={"A": "Rust ", "B": "Rust"}), "options: A and B are both"),
+        ("medqa", without(USMLE, options={"A": None, "B": "Rust"}), "options: A is None, not text"),
+        ("medqa", without(HARNESS, label=4), "label is 4, not a number from 0 to 3"),
+        ("medqa", without(HARNESS, label=True), "label is True"),
+        ("medqa", without(HARNESS, ending3=...), "ending3 is missing"),
+        ("medmcqa_from_1", without(MCQ, cop=0), "cop is 0, not a number from 1 to 4"),
+        ("medmcqa_from_0", without(MCQ, cop=4), "cop is 4, not a number from 0 to 3"),
+        ("medmcqa_from_0", without(MCQ, cop="2"), "cop is '2'"),
+        ("medmcqa_from_0", without(MCQ, opc="Iron"), "opa and opc are both 'Iron'"),
+        ("medmcqa_from_0", without(MCQ, id=5), "id is 5, not text"),
+    ],
+)
+def test_a_question_that_is_not_what_its_format_says_is_dropped(name: str, record: dict[str, Any], reason: str) -> None:
+    (row,) = rows_of(name, record)
+    assert isinstance(row, Dropped) and row.step == "malformed" and row.reason.startswith(f"line 1: {reason}"), row
+
+
+def test_medmcqa_is_read_by_the_way_of_counting_that_its_values_show() -> None:
+    def answers(*cops: int) -> list[int]:
+        rows = rows_of("medmcqa", *(without(MCQ, cop=cop, id=f"u-{place}") for place, cop in enumerate(cops)))
+        return [row.answer for row in rows if isinstance(row, ExamItem)]
+
+    assert answers(1, 4, 2) == [0, 3, 1] and answers(1, 0, 2) == [1, 0, 2]
+    for cops, says in (((0, 4), "some count from 0 and some from 1"), ((1, 2), "cannot be told")):
+        with pytest.raises(InputError, match=says):
+            answers(*cops)
+    (item,) = rows_of("medmcqa_from_1", MCQ)
+    assert isinstance(item, ExamItem) and (item.id, item.subject, item.rationale) == ("Anatomy:u-1", "Anatomy", "It is.")
+
+
+def test_what_is_not_labelled_is_dropped_as_such() -> None:
+    rows = rows_of("medmcqa", without(MCQ, cop=-1), without(MCQ, cop=None), without(MCQ, cop=4, exp=None, subject_name=None))
+    assert [row.step for row in rows[:2] if isinstance(row, Dropped)] == ["unlabelled", "unlabelled"]
+    assert isinstance(rows[2], ExamItem) and (rows[2].subject, rows[2].rationale) == ("unknown", "")
+    (row,) = rows_of("pubmedqa", {"5": without(ABSTRACT, final_decision=...)})
+    assert isinstance(row, Dropped) and (row.id, row.step) == ("pubmed:5", "unlabelled")
+
+
+def test_pubmedqa_asks_about_its_context() -> None:
+    (row,) = rows_of("pubmedqa", {"5": ABSTRACT})
+    context = "It was wet.\nIt\nrusted."
+    assert row == ExamItem("pubmed:5", "exam", "pubmed", "Is it red?", ("yes", "no", "maybe"), 1, "It is not.", "raw/e", context)
+    assert isinstance(row, ExamItem) and user_text(row, "Say.").startswith(
+        f"Say.\n\n###Context: {context}\n###Question: Is it red?"
+    )
+    broken = {
+        "1": 5,
+        "2": without(ABSTRACT, CONTEXTS="x"),
+        "3": without(ABSTRACT, final_decision="perhaps"),
+        "4": without(ABSTRACT, QUESTION=""),
+    }
+    assert [row.step for row in rows_of("pubmedqa", broken) if isinstance(row, Dropped)] == ["malformed"] * 4
+    for data in (b"[1]", b"{"):
+        with pytest.raises(InputError):
+            list(EXAM_FORMATS["pubmedqa"](data, "raw/e", "exam"))
+
+
 # ---- selecting ----------------------------------------------------------------------------------------------------------------
 
 

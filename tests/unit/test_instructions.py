@@ -321,9 +321,60 @@ def test_a_code_without_a_title_is_dropped() -> None:
     assert drops(make("icd10cm_dialogue", ICD)) == [("raw/f#4", "parse", "<diag> without name or desc")]
 
 
+# ---- questions of the three exams of the paper --------------------------------------------------------------------------------
+
+
+def test_the_paper_s_exams_are_asked_in_one_layout() -> None:
+    layout = "###Question: What is red?\n###Options:\nA. Iron\nB. Clay\nC. Salt\nD. Rust\n"
+    direct = chats("medmcqa", mcq())[0]
+    assert said(direct) == (f"{said(direct)[0].partition('###')[0]}{layout}", "###Answer: OPTION D IS CORRECT.")
+    assert (direct.id, direct.licence, subject_of(direct)) == ("Anatomy:u-0:direct", "apache-2.0", "Anatomy")
+    explained = chats("medmcqa_rationale", mcq())[0]
+    assert said(explained)[1] == "###Rationale: Iron rusts.\n###Answer: OPTION D IS CORRECT." and explained.kind == "rationale"
+    assert said(chats("medqa", usmle(7))[0])[1] == "###Answer: OPTION B IS CORRECT."
+    asked = said(chats("pubmedqa", abstracts())[0])[0]
+    assert asked.endswith("###Context: It was wet.\nIt rusted.\n###Question: Is it red?\n###Options:\nA. yes\nB. no\nC. maybe\n")
+
+
+def test_what_a_file_does_not_explain_makes_no_rationale() -> None:
+    assert drops(make("medmcqa_rationale", mcq(exp=None))) == [
+        ("Anatomy:u-0:rationale", "no_rationale", "the file does not say why")
+    ]
+
+
 # ---- all makers ---------------------------------------------------------------------------------------------------------------
 
+
+def usmle(number: int = 0) -> str:
+    options = {"A": "Iron", "B": f"Rust {number}", "C": "Clay", "D": "Salt"}
+    return json.dumps(
+        {"question": "What is red?", "answer": f"Rust {number}", "options": options, "meta_info": "step1", "answer_idx": "B"}
+    )
+
+
+def mcq(number: int = 0, cop: int = 4, **changes: object) -> str:
+    options = {"opa": "Iron", "opb": "Clay", "opc": "Salt", "opd": "Rust"}
+    about = {"id": f"u-{number}", "question": "What is red?", "cop": cop, "exp": "Iron\nrusts.", "subject_name": "Anatomy"}
+    return json.dumps({**about, **options, **changes})
+
+
+def abstracts(count: int = 1) -> str:
+    about = {
+        "QUESTION": "Is it red?",
+        "CONTEXTS": ["It was wet.", "It rusted."],
+        "final_decision": "yes",
+        "LONG_ANSWER": "It is.",
+    }
+    return json.dumps({str(number): about for number in range(count)})
+
+
 SAMPLES: dict[str, Callable[[], str]] = {
+    "medqa": lambda: "\n".join(map(usmle, range(20))),
+    "medmcqa": lambda: "\n".join(map(mcq, range(20))),
+    "medmcqa_from_0": lambda: "\n".join(mcq(number, 0) for number in range(20)),
+    "medmcqa_from_1": lambda: "\n".join(map(mcq, range(20))),
+    "medmcqa_rationale": lambda: "\n".join(map(mcq, range(20))),
+    "pubmedqa": lambda: abstracts(20),
     "mmlu": lambda: "\n".join([question()] * 20),
     "mmlu_rationale": lambda: worked(*[(ASKED, TARGET)] * 20),
     "medline_conclusion": record,

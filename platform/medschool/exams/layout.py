@@ -34,15 +34,16 @@ def letter(index: int) -> str:
     return ascii_uppercase[index]
 
 
-def question_text(question: str, options: tuple[str, ...]) -> str:
-    """Question and lettered options."""
-    lines = "".join(f"{letter(index)}. {option}\n" for index, option in enumerate(options))
-    return f"###Question: {question}\n###Options:\n{lines}"
+def question_text(item: ExamItem) -> str:
+    """What is to be read before it, where there is something; question and lettered options."""
+    lines = "".join(f"{letter(index)}. {option}\n" for index, option in enumerate(item.options))
+    context = f"###Context: {item.context}\n" if item.context else ""
+    return f"{context}###Question: {item.question}\n###Options:\n{lines}"
 
 
 def user_text(item: ExamItem, instruction: str) -> str:
     """What the user says: the instruction, then the question."""
-    return f"{instruction}\n\n{question_text(item.question, item.options)}"
+    return f"{instruction}\n\n{question_text(item)}"
 
 
 def answer_text(index: int) -> str:

@@ -6,21 +6,27 @@ the same bytes, name and seed give the same rows, and ids do not depend on the s
 
     format              from                                        kind          licence
     mmlu                MMLU test questions, JSON lines             exam          mit
+    medqa               MedQA (USMLE), JSON lines                   exam          mit
+    medmcqa             MedMCQA, JSON lines; also with _from_0, _1  exam          apache-2.0
+    pubmedqa            PubMedQA, decided questions                 exam          mit
     mmlu_rationale      MMLU worked questions, YAML                 rationale     mit
+    medmcqa_rationale   MedMCQA, questions with an explanation      rationale     apache-2.0
     medline_conclusion  MEDLINE, titles that ask a question         conversation  nlm-medline or publisher-copyright, by record
     hpo_graph           Human Phenotype Ontology, OBO               graph         hpo
     icd10cm_dialogue    ICD-10-CM tabular list, XML                 conversation  public-domain
 
-Only the first two have subjects (`subject_of`). The caller filters by them, over all files of a set, because a file may hold one
-subject only: no maker can tell a misspelt subject from that of another file.
+Those made from exam questions have subjects (`subject_of`). The caller filters by them, over all files of a set, because a file
+may hold one subject only: no maker can tell a misspelt subject from that of another file.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TypeAlias
 
-from medschool.exams.formats import subject_name
+from medschool.exams.formats import EXAM_FORMATS
+from medschool.exams.records import subject_name
 from medschool.instructions.dialogue import icd10cm_dialogue
-from medschool.instructions.exam import mmlu
+from medschool.instructions.exam import direct, explained
 from medschool.instructions.graph import hpo_graph
 from medschool.instructions.rationale import mmlu_rationale
 from medschool.instructions.title import medline_conclusion
@@ -29,8 +35,13 @@ from medschool.rows import Conversation, Dropped
 Maker: TypeAlias = Callable[[bytes, str, str, int], Iterator[Conversation | Dropped]]
 """(data, uri, name of the set, seed) -> rows in the order of the file."""
 
+OF_QUESTIONS = ("fixed_order", "malformed", "no_rationale", "unlabelled")
+"""Steps that drop an exam question, or one of the conversations made from it."""
+LICENCES = {"mmlu": "mit", "medqa": "mit", "medmcqa": "apache-2.0", "pubmedqa": "mit"}
+
 INSTRUCTION_FORMATS: dict[str, Maker] = {
-    "mmlu": mmlu,
+    **{name: partial(direct, reader=reader, licence=LICENCES[name.partition("_")[0]]) for name, reader in EXAM_FORMATS.items()},
+    "medmcqa_rationale": partial(explained, reader=EXAM_FORMATS["medmcqa"], licence=LICENCES["medmcqa"]),
     "mmlu_rationale": mmlu_rationale,
     "medline_conclusion": medline_conclusion,
     "hpo_graph": hpo_graph,
@@ -44,6 +55,6 @@ def subject_of(row: Conversation | Dropped) -> str | None:
     The caller filters over all files of a set, because one file may hold one subject only. A line that could not be read at all
     has no subject: its id is its place in the file.
     """
-    exam = row.kind in ("exam", "rationale") if isinstance(row, Conversation) else row.step in ("fixed_order", "malformed")
+    exam = row.kind in ("exam", "rationale") if isinstance(row, Conversation) else row.step in OF_QUESTIONS
     head = row.id.partition(":")[0]
     return subject_name(head) if exam and "/" not in head and "." not in head else None

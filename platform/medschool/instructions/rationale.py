@@ -16,10 +16,10 @@ from typing import Any
 import yaml
 
 from medschool.errors import InputError
-from medschool.exams.formats import decoded, equal_options, one_line, subject_key, subject_name
-from medschool.exams.layout import RATIONALE_INSTRUCTIONS, answer_text, letter, user_text
-from medschool.rows import Conversation, Dropped, ExamItem, Message
-from medschool.seed import seed_of
+from medschool.exams.layout import letter
+from medschool.exams.records import decoded, equal_options, one_line, subject_key, subject_name
+from medschool.instructions.exam import with_rationale
+from medschool.rows import Conversation, Dropped, ExamItem
 
 SAMPLE_CHARS = 200
 LICENCE = "mit"
@@ -38,7 +38,7 @@ def mmlu_rationale(data: bytes, uri: str, name: str, seed: int) -> Iterator[Conv
     subject, samples = _samples(data, uri)
     for number, sample in enumerate(samples, start=1):
         item = _item(sample, f"{subject_key(subject)}:sample{number}", subject, uri, name)
-        yield item if isinstance(item, Dropped) else _conversation(item, seed)
+        yield item if isinstance(item, Dropped) else with_rationale(item, item.rationale, seed, LICENCE)
 
 
 def _samples(data: bytes, uri: str) -> tuple[str, list[Any]]:
@@ -76,10 +76,3 @@ def _item(sample: Any, item_id: str, subject: str, uri: str, name: str) -> ExamI
     assert parts and answer
     index = "ABCD".index(answer[1])
     return ExamItem(item_id, name, subject, one_line(parts[1]), tuple(options), index, rationale, uri)
-
-
-def _conversation(item: ExamItem, seed: int) -> Conversation:
-    instruction = RATIONALE_INSTRUCTIONS[seed_of(seed, item.id) % len(RATIONALE_INSTRUCTIONS)]
-    reply = f"###Rationale: {item.rationale}\n{answer_text(item.answer)}"
-    messages = (Message("user", user_text(item, instruction)), Message("assistant", reply))
-    return Conversation(f"{item.id}:rationale", item.exam, "rationale", messages, LICENCE, item.uri)
