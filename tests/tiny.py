@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from medschool.exams.layout import DIRECT_INSTRUCTIONS, answer_text, question_text
+from medschool.rows import ExamItem
 
 CHAT = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
@@ -206,7 +207,8 @@ def write_model(folder: Path) -> None:
     core.decoder = decoders.ByteLevel()
     draw = random.Random(2)
     corpus = [words(draw, [*PAPER_WORDS, *BOOK_WORDS, *GENERAL_WORDS], 50) for _ in range(100)]
-    corpus += [question_text("Which?", ("a", "b", "c", "d")), answer_text(0), *DIRECT_INSTRUCTIONS] * 30
+    item = ExamItem("a:1", "e", "a", "Which?", ("a", "b", "c", "d"), 0, "", "f")
+    corpus += [question_text(item), answer_text(0), *DIRECT_INSTRUCTIONS] * 30
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     core.train_from_iterator(
         corpus, trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
