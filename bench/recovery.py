@@ -5,7 +5,8 @@
     ETTR       effective training time ratio (productive over wall-clock time; Kokolis et al. 2024, section 2): one rank is killed
                every PERIOD seconds; productive is the time of the steps that still count when the wall-clock time is over
 
-Both train the same rows with the same engine and save every ten steps; the kill comes at step 15. Arms take turns.
+Both train the same rows with the same engine and save every ten steps; the kill comes at step 15. Arms take turns. For the ETTR a
+state is saved every three steps, which costs training next to nothing (bench/checkpoint.py).
 
 `python bench/recovery.py [--reps 5] [--minutes 10] [--period 60] [--tiny]`; 0 minutes leaves the second part out.
 """
@@ -34,13 +35,14 @@ from small_run import ENVIRONMENT, SMALL, TINY, own_ray, run_ours, setting, writ
 from training import BATCH_ROWS, MICRO_ROWS, WORKERS, torchrun
 
 EVERY, KILL_AT, STEPS = 10, 15, 30
+ETTR_EVERY = 3
 FAILURES = 1000
 
 
-def cluster_of(store: Path) -> dict[str, Any]:
+def cluster_of(store: Path, every: int = EVERY) -> dict[str, Any]:
     row_tokens = json.loads((store / "rows" / "about.json").read_text())["row_tokens"]
     return {
-        "num_workers": WORKERS, "micro_batch_tokens": MICRO_ROWS * row_tokens, "checkpoint_every_steps": EVERY,
+        "num_workers": WORKERS, "micro_batch_tokens": MICRO_ROWS * row_tokens, "checkpoint_every_steps": every,
         "max_failures": FAILURES,
     }  # fmt: skip
 
@@ -135,7 +137,7 @@ def theirs_once(store: Path, name: str) -> float:
 def ettr(store: Path, name: str, seconds: float, period_s: float) -> dict[str, float]:
     """One rank killed every `period_s` until `seconds` after the first step; the process ends with its Ray still training."""
     os.environ["MEDSCHOOL_CACHE"] = str(store / "cache")
-    course, rows = setting(store, name, "fp32", 10**5, BATCH_ROWS, cluster_of(store))
+    course, rows = setting(store, name, "fp32", 10**5, BATCH_ROWS, cluster_of(store, ETTR_EVERY))
     watcher, batch_tokens = Watcher(), BATCH_ROWS * course.recipe.tokens.row_tokens
 
     with own_ray(8):

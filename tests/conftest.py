@@ -102,6 +102,16 @@ def ray_cluster() -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.fixture(scope="session")
+def lone_group() -> Iterator[None]:
+    """A process group of this process alone, the same for all tests: DeepSpeed keeps to the first one that it has seen."""
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
 @pytest.fixture(scope="module")
 def ray_folder() -> Iterator[str]:
     """A folder for a Ray of a test's own, whose processes all name it; those that are left at the end are killed."""

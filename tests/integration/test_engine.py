@@ -52,8 +52,8 @@ WAYS = {
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A store with the tiny model, and a process group of this process alone."""
+def store(tmp_path_factory: pytest.TempPathFactory, lone_group: None) -> Iterator[Path]:
+    """A store with the tiny model, in a process group of this process alone."""
     store = tmp_path_factory.mktemp("store")
     folder = store / "raw" / "models" / "tiny"
     folder.mkdir(parents=True)
@@ -61,9 +61,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (store / "tiny.yaml").write_text(RECIPE, encoding="utf-8")
     before = dict(os.environ)
     os.environ.update(LOCAL_RANK="0", RANK="0", WORLD_SIZE="1")
-    dist.init_process_group("gloo", init_method=f"file://{store}/meet", rank=0, world_size=1)
     yield store
-    dist.destroy_process_group()
     os.environ.clear()
     os.environ.update(before)
 

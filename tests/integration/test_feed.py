@@ -16,7 +16,6 @@ import pyarrow as pa
 import pytest
 import ray
 import ray.train
-import torch.distributed as dist
 from ray import cloudpickle
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
@@ -176,14 +175,7 @@ def test_no_more_is_read_than_the_bound_says(tmp_path: Path) -> None:
     assert ray.get([consumer.take_all.remote() for consumer in consumers]) == [batches - 1] * ranks
 
 
-@pytest.fixture
-def group_of_one() -> Any:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-
-
-@pytest.mark.usefixtures("group_of_one")
+@pytest.mark.usefixtures("lone_group")
 @pytest.mark.parametrize("fault", ["another batch", "two rows changed places", "a row is missing", "a row came twice"])
 def test_training_stops_at_a_row_that_the_order_does_not_give(shard_uris: dict[str, tuple[str, ...]], fault: str) -> None:
     feed = Feed(ORDER, shard_uris, ROW_TOKENS, "uint16")

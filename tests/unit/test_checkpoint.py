@@ -7,14 +7,13 @@ import random
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from small_engine import SmallEngine, course_in, ledger_at, ledger_of
 
 from medschool import storage
@@ -242,14 +241,6 @@ def test_the_folder_of_a_killed_worker_is_removed_and_that_of_a_living_one_is_no
     assert staging_base() == Path(os.environ["MEDSCHOOL_CACHE"], "staging")
 
 
-@pytest.fixture(scope="module")
-def alone() -> Iterator[None]:
-    """A process group of this process alone."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-
-
 class Bench:
     """A Saver of one rank with a state in miniature, and the lines that it says."""
 
@@ -265,7 +256,7 @@ class Bench:
 
 
 @pytest.fixture
-def one(tmp_path: Path, alone: None) -> Bench:
+def one(tmp_path: Path, lone_group: None) -> Bench:
     return Bench(tmp_path)
 
 
@@ -337,7 +328,7 @@ def test_a_store_that_fails_costs_that_checkpoint_and_not_the_run(one: Bench, mo
         assert steps_left(one.run) == [5, 25] and {place[:8] for place in attempts_left(one.run)} == {"00000005", "00000025"}
 
 
-def test_too_many_failures_in_a_row_end_the_run(tmp_path: Path, alone: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_failures_in_a_row_end_the_run(tmp_path: Path, lone_group: None, monkeypatch: pytest.MonkeyPatch) -> None:
     one = Bench(tmp_path, "cluster.max_failed_checkpoints=1")
 
     def full(content: Any, path: Path) -> None:
@@ -358,7 +349,7 @@ def test_too_many_failures_in_a_row_end_the_run(tmp_path: Path, alone: None, mon
 
 
 def test_an_error_in_training_does_not_wait_for_ranks_that_are_gone(
-    tmp_path: Path, alone: None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, lone_group: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("medschool.train.saving.GRACE_S", 0.5)
     one = Bench(tmp_path)
