@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from xdist.scheduler import LoadScopeScheduling
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -24,7 +23,6 @@ FOLDER = tempfile.mkdtemp(prefix="ms-test-", dir="/tmp")  # short: Ray puts Unix
 TOKEN = Path(FOLDER, "token")
 TOKEN.write_text(secrets.token_hex(32))
 TOKEN.chmod(0o600)
-OWN_CLUSTERS = ("test_elastic", "test_node_killed", "test_services", "test_stop_faults")
 os.environ.update(  # before Ray is imported, which reads its authentication mode once
     {
         "DO_NOT_TRACK": "1",
@@ -44,18 +42,6 @@ os.environ.update(  # before Ray is imported, which reads its authentication mod
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--report", type=Path, help="write outcome and seconds of each test to this file, as Markdown")
-
-
-class OneAtATime(LoadScopeScheduling):  # type: ignore[misc]
-    """Deals files to test processes; all that start services or clusters of their own go to one: two of those are too much."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        path = nodeid.split("::")[0]
-        return "own clusters" if "/e2e/" in path or Path(path).stem in OWN_CLUSTERS else path
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
-    return OneAtATime(config, log)
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

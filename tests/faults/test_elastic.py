@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 RECIPE = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
 STEPS, LOST, BACK = 60, 21, 41
 """The node is lost after step LOST, another one comes after step BACK."""
@@ -82,6 +84,7 @@ def drive(store: Path) -> None:
     os._exit(0)  # Cluster ends its processes at exit, and with the code 1 where one of them is gone already
 
 
+@pytest.mark.long
 def test_a_lost_node_leaves_one_worker_and_a_new_one_brings_the_second_back(tmp_path: Path, ray_folder: str) -> None:
     Path(ray_folder, "ray").mkdir()
     job = subprocess.run(

@@ -31,7 +31,7 @@ SETTINGS = [
     "cluster.max_failures=1", "cluster.max_preemptions=1", f"cluster.stall_timeout_s={STALL_TIMEOUT_S}",
 ]  # fmt: skip
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
 
 # ---- the driver ---------------------------------------------------------------------------------------------------------------
