@@ -31,11 +31,10 @@ down:  ## stop everything that was started here; data stays in .medschool
 	@test -x $(BIN)/medschool && $(BIN)/medschool down || echo "nothing is installed, so nothing runs"
 
 test: setup check  ## everything but repeats and soaks, under 25 minutes
-	$(BIN)/python -m pytest -q -m "not long" -n 2 --dist loadfile tests/unit
-	$(BIN)/python -m pytest -m "not long" --durations 40 tests/integration tests/faults tests/e2e
+	$(BIN)/python -m pytest -m "not long" --durations 40 tests
 
 test-fast: setup  ## the part without Ray, under a minute
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/unit
+	$(BIN)/python -m pytest -q tests/unit
 
 test-long: setup check  ## full counts, repeats and soaks; hours
 	$(BIN)/python -m pytest --report docs/results/test-long.md tests

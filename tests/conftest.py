@@ -57,9 +57,10 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=ROOT).stdout.strip()
     versions = ", ".join(f"{name} {version(name)}" for name in ("ray", "torch", "deepspeed", "transformers"))
     counts = Counter(outcome for _, outcome, _ in found)
+    words = " ".join(map(str, config.invocation_params.args))
     lines = [
         "# Tests in full counts",
-        f"`make test-long` at commit `{commit}`, {datetime.now(UTC):%Y-%m-%d}, Python {platform.python_version()}, {versions}, "
+        f"`pytest {words}` at commit `{commit}`, {datetime.now(UTC):%Y-%m-%d}, Python {platform.python_version()}, {versions}, "
         f"{os.cpu_count()} cores: {', '.join(f'{count} {outcome}' for outcome, count in counts.items())}.",
         "| test | outcome | seconds |\n|---|---|---|\n"
         + "\n".join(
