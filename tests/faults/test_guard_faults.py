@@ -270,6 +270,7 @@ def trained_alone(course: Course, rows: Any, skipped: frozenset[int]) -> tuple[d
     return {name: tensor.detach().clone() for name, tensor in engine.module.state_dict().items()}, losses
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_cluster", "lone_group")
 def test_a_run_goes_past_what_would_harm_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory for 7 of 10 rows, a batch that is no number, three in a row, and a spike: as if those batches had never been."""
