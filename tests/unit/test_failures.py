@@ -185,13 +185,14 @@ def _rank(rank: int, folder: str, asked_of: int, answers: "torch.multiprocessing
 
 
 def test_all_ranks_learn_at_the_same_step_what_one_was_told(tmp_path: object) -> None:
-    context = torch.multiprocessing.get_context("fork")
+    context = torch.multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
     answers = context.SimpleQueue()
     children = [context.Process(target=_rank, args=(rank, str(tmp_path), 0, answers)) for rank in range(2)]
     for child in children:
         child.start()
     for child in children:
-        child.join(60)
+        child.join(120)
+    assert [child.exitcode for child in children] == [0, 0]
     found = dict(answers.get() for _ in children)
     assert found[0] == found[1] == [stop.NOTHING, stop.PREEMPTION, stop.STOP]
 

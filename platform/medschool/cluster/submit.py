@@ -35,6 +35,8 @@ EXCLUDES = [
     "*.egg-info/",
 ]
 STOPPED_EXIT_CODE = 130
+BUSY = re.compile(r"status code 50[234]\b")
+TAKEN_WITHIN_S = 30.0
 REMARK = re.compile(
     r"\d{4}-\d\d-\d\d [\d:,]+\s+INFO |INFO \d{4}-\d\d-\d\d |\[\d{4}-\d\d-\d\d [\d:,]+ [IWE] \d+ \d+\] "
     r"|\x1b\[33m\(raylet\)\x1b\[0m WARNING: \d+ PYTHON"
@@ -62,14 +64,30 @@ def submit(root: Path, job: str, name: str, arguments: list[str], metadata: dict
     with answering(
         "Ray did not take the job", f"run `medschool doctor`; keep large files out of {root}: it travels with the job"
     ):
-        jobs.submit_job(
-            entrypoint=shlex.join(["python", "-m", f"jobs.{job}", *arguments]),
-            submission_id=identity,
-            metadata={"user": getpass.getuser(), "git_sha": env["MEDSCHOOL_GIT_SHA"], **metadata},
-            runtime_env={"working_dir": str(root), "excludes": EXCLUDES, "env_vars": env},
-        )
+        try:
+            jobs.submit_job(
+                entrypoint=shlex.join(["python", "-m", f"jobs.{job}", *arguments]),
+                submission_id=identity,
+                metadata={"user": getpass.getuser(), "git_sha": env["MEDSCHOOL_GIT_SHA"], **metadata},
+                runtime_env={"working_dir": str(root), "excludes": EXCLUDES, "env_vars": env},
+            )
+        except RuntimeError as error:
+            if not BUSY.search(str(error)) or not taken(jobs, identity):
+                raise
     say(f"submitted {identity}")
     return identity
+
+
+def taken(jobs: Any, identity: str) -> bool:
+    """Whether Ray knows this job within TAKEN_WITHIN_S: a server too busy to answer may have taken it, or be about to."""
+    deadline = time.monotonic() + TAKEN_WITHIN_S
+    while time.monotonic() < deadline:
+        try:
+            jobs.get_job_status(identity)
+            return True
+        except RuntimeError:  # not known yet (404), or still too busy
+            time.sleep(1.0)
+    return False
 
 
 def follow(identity: str, say: Callable[[str], None]) -> int:

@@ -33,8 +33,9 @@ UNLABELLED = (-1, None)
 
 def medmcqa(data: bytes, uri: str, name: str, counts_from: int | None = None) -> Iterator[ExamItem | Dropped]:
     """One row a line; the id is `<subject>:<the record's own>`. Raises InputError where its way of counting cannot be told."""
-    first = _counts_from(data, uri) if counts_from is None else counts_from
-    for number, record, line in json_lines(data, uri):
+    lines = list(json_lines(data, uri))
+    first = _counts_from([record for _, record, _ in lines], uri) if counts_from is None else counts_from
+    for number, record, line in lines:
         problem = record if isinstance(record, str) else _problem(record, first)
         if problem:
             yield malformed(number, problem, line, name, uri)
@@ -55,11 +56,11 @@ medmcqa_from_0 = partial(medmcqa, counts_from=0)
 medmcqa_from_1 = partial(medmcqa, counts_from=1)
 
 
-def _counts_from(data: bytes, uri: str) -> int:
+def _counts_from(records: list[dict[str, Any] | str], uri: str) -> int:
     """0 or 1: what the first option is called in this file."""
     found = Counter(
         record["cop"]
-        for _, record, _ in json_lines(data, uri)
+        for record in records
         if isinstance(record, dict) and isinstance(record.get("cop"), int) and not isinstance(record["cop"], bool)
     )
     zeros, fours = found[0], found[len(OPTIONS)]
