@@ -16,7 +16,7 @@ SAMPLE_CHARS = 200
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
-def json_lines(data: bytes, uri: str) -> Iterator[tuple[int, dict[str, Any] | str, str]]:
+def json_lines(data: bytes, uri: str) -> Iterator[tuple[int, Any, str]]:
     """(number, value, line) of every line that is not blank, numbers from 1; a line that is no JSON object gives its problem.
 
     Raises InputError as `decoded`.
