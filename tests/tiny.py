@@ -97,6 +97,7 @@ instructions:
     files: [{uri: raw/mmlu/mmlu.jsonl, format: mmlu}]
     subjects: [nutrition, virology, human aging, human sexuality]
     licences: [mit]
+    bad_files: {max_share: 0.05}
   graph: {files: [{uri: raw/hpo/hp.obo, format: hpo_graph}], licences: [hpo], conversations: 60}
 chats: {row_tokens: 256, rows_per_shard: 16}
 instruct:

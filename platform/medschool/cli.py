@@ -15,6 +15,7 @@ from medschool.commands.arguments import AsJson, Overrides, RecipePath, environm
 from medschool.commands.drill import app as drill_app
 from medschool.commands.export import app as export_app
 from medschool.commands.ledger import app as ledger_app
+from medschool.commands.mask import app as mask_app
 from medschool.commands.tokens import app as tokens_app
 from medschool.errors import MedschoolError, RecipeError, ServiceError
 from medschool.recipe import Recipe, load
@@ -24,6 +25,7 @@ PLAN_WAITS_S = 3.0
 """How long a plan waits for each answer of the store."""
 app.add_typer(tokens_app)
 app.add_typer(ledger_app)
+app.add_typer(mask_app)
 app.add_typer(export_app)
 app.add_typer(drill_app)
 

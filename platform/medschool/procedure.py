@@ -27,6 +27,14 @@ from medschool.recipe.schema import Source, Training
 from medschool.stage import Resolved, Stage, resolve
 
 Phase = Literal["pretrain", "instruct"]
+TEACHER_BOUNDS = (
+    "concurrency",
+    "timeout_s",
+    "budget_tokens",
+    "usd_per_million_prompt_tokens",
+    "usd_per_million_answer_tokens",
+)
+"""What of a teacher decides no answer."""
 PHASES: tuple[Phase, ...] = ("pretrain", "instruct")
 
 
@@ -99,8 +107,12 @@ def _instructions(recipe: Recipe) -> list[Stage]:
     exams = _same(f"exams/{name}" for name in recipe.exams)
     made = []
     for name, spec in recipe.instructions.items():
-        text = {"set": {"name": name, **_json(spec), "licences": sorted(spec.licences)}, "seed": recipe.seed}
-        made.append(Stage(f"instructions/{name}", text, exams, tuple(files.uri for files in spec.files), version=2))
+        text = {"set": {"name": name, **_json(spec, "bad_files"), "licences": sorted(spec.licences)}, "seed": recipe.seed}
+        if recipe.clean.identifiers is not None:
+            text["identifiers"] = _json(recipe.clean.identifiers, "max_quarantined_share")
+        if spec.ask:
+            text["teacher"] = _json(recipe.teacher, *TEACHER_BOUNDS)
+        made.append(Stage(f"instructions/{name}", text, exams, tuple(files.uri for files in spec.files), version=3))
     return made
 
 
@@ -111,7 +123,7 @@ def _chats(recipe: Recipe) -> list[Stage]:
     rows = {"chats": _json(recipe.chats), "seed": recipe.seed}
     heldout = [f"tokens/{name}" for name in recipe.sources]
     return [
-        Stage(f"chats/{name}", rows, _same([f"instructions/{name}", "tokenizer", *heldout]), version=3)
+        Stage(f"chats/{name}", rows, _same([f"instructions/{name}", "tokenizer", *heldout]), version=4)
         for name in recipe.instructions
     ]
 
@@ -208,14 +220,20 @@ def _trial(recipe: Recipe, trial: Trial) -> list[Stage]:
             "seed": trial.seed,
         }
         read = _same(_read(recipe, rows, {*phase_sources(recipe, trial.variant, phase), *_counted(recipe, phase)}))
-        made.append(Stage(f"{phase}/{trial.name}", spec | _counting(recipe, phase), {"model": model, **read}, version=3))
+        spec |= _counting(recipe, phase) | _template(recipe)
+        made.append(Stage(f"{phase}/{trial.name}", spec, {"model": model, **read}, version=3))
         model = f"{phase}/{trial.name}"
     read = _same([*(f"tokens/{name}" for name in recipe.sources), *(f"exams/{name}" for name in recipe.exams)])
     if recipe.probes is not None:
         read["probes"] = "probes"
     samples = {name: [exam.items, exam.generated_items] for name, exam in recipe.exams.items()}
     spec = {"dtype": recipe.model.dtype, "answer_tokens": recipe.evaluate.answer_tokens, "samples": samples}
-    return [*made, Stage(f"evaluate/{trial.name}", spec, {"model": model, **read}, version=2)]
+    return [*made, Stage(f"evaluate/{trial.name}", spec | _template(recipe), {"model": model, **read}, version=2)]
+
+
+def _template(recipe: Recipe) -> dict[str, str]:
+    """The prompt template, where it is not the model's own: exports carry it, and exams are put in it."""
+    return {} if recipe.chats is None or recipe.chats.template == "model" else {"template": recipe.chats.template}
 
 
 def _phase(spec: Training) -> Any:

@@ -205,6 +205,18 @@ class Dropped:
     uri: str
 
 
+@dataclass(frozen=True)
+class LeftOut:
+    """Rows of a raw file that were read well and not used, as a number: too many, and too much alike, to be kept one by one."""
+
+    source: str
+    step: str
+    """What left them out: `balance`, `suppressed`, `not_english`..."""
+    rows: int
+    reason: str
+    uri: str
+
+
 DROPPED_SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "source", "step", "reason", "sample", "uri")])
 
 

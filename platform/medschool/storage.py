@@ -217,8 +217,8 @@ def open_raw(uri: str, name: str) -> BinaryIO:
     """A raw input file as a buffered binary stream, unpacked on the way where it ends in `.gz`, `.tgz` or `.zst`.
 
     Memory: one block of CHUNK_BYTES, and for `.zst` its window of at most 128 MiB; never the file. A file that is not packed is
-    seekable. Raises FileNotFoundError when the key does not exist; when read, StorageError where the store fails, and
-    InputError at `name` where the packing is damaged or cut short.
+    seekable. The stream's own `name` is `uri`. Raises FileNotFoundError when the key does not exist; when read, StorageError
+    where the store fails, and InputError at `name` where the packing is damaged or cut short.
     """
     stored = open_binary(uri)
     packing = PACKINGS.get(PurePosixPath(uri).suffix)
@@ -230,6 +230,7 @@ class _Unpacked(io.RawIOBase):
 
     def __init__(self, stored: BinaryIO, packing: str, name: str) -> None:
         self._stored, self._packing, self._name = stored, packing, name
+        self.name = stored.name
         self._stream = pa.CompressedInputStream(pa.PythonFile(stored, mode="r"), packing)
 
     def readable(self) -> bool:
@@ -284,6 +285,7 @@ class _Ranges(io.RawIOBase):
 
     def __init__(self, uri: str, size_bytes: int) -> None:
         self._uri, self._size, self._at = uri, size_bytes, 0
+        self.name = uri
 
     def readable(self) -> bool:
         return True

@@ -1,6 +1,7 @@
 """Every maker of instructions on small files in their real format. All texts here are invented."""
 
 import gzip
+import io
 import json
 from collections.abc import Callable
 
@@ -15,7 +16,8 @@ from medschool.rows import Conversation, Dropped
 
 
 def make(name: str, data: str | bytes, seed: int = 7) -> list[Conversation | Dropped]:
-    return list(INSTRUCTION_FORMATS[name](data.encode() if isinstance(data, str) else data, "raw/f", "set", seed))
+    stream = io.BytesIO(data.encode() if isinstance(data, str) else data)
+    return list(INSTRUCTION_FORMATS[name](stream, "raw/f", "set", seed))
 
 
 def chats(name: str, data: str, seed: int = 7) -> list[Conversation]:
@@ -375,6 +377,7 @@ SAMPLES: dict[str, Callable[[], str]] = {
     "medmcqa_from_1": lambda: "\n".join(map(mcq, range(20))),
     "medmcqa_rationale": lambda: "\n".join(map(mcq, range(20))),
     "pubmedqa": lambda: abstracts(20),
+    "pubmedqa_answer": lambda: abstracts(20),
     "mmlu": lambda: "\n".join([question()] * 20),
     "mmlu_rationale": lambda: worked(*[(ASKED, TARGET)] * 20),
     "medline_conclusion": record,
@@ -383,7 +386,7 @@ SAMPLES: dict[str, Callable[[], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(INSTRUCTION_FORMATS))
+@pytest.mark.parametrize("name", sorted(SAMPLES))
 def test_a_maker_repeats_itself_and_the_seed_changes_words_but_no_ids(name: str) -> None:
     data = SAMPLES[name]()
     first = make(name, data, 1)
@@ -393,7 +396,7 @@ def test_a_maker_repeats_itself_and_the_seed_changes_words_but_no_ids(name: str)
     assert any(other != first for other in others)
 
 
-@pytest.mark.parametrize("name", sorted(INSTRUCTION_FORMATS))
+@pytest.mark.parametrize("name", sorted(SAMPLES))
 @pytest.mark.parametrize("data", [b"", b"\xff\xfe\x00", gzip.compress(b"x")])
 def test_a_file_that_cannot_be_read_is_an_error(name: str, data: bytes) -> None:
     with pytest.raises(InputError, match="raw/f"):

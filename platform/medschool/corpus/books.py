@@ -30,10 +30,11 @@ _ESCAPES = {"n": " ", "t": " ", "W": " "}
 
 @dataclass
 class Term:
-    """One [Term] of an OBO file: its tags in file order, and the line it starts at."""
+    """One stanza of an OBO file: its tags in file order, the line it starts at, and its kind, such as [Term] or [Typedef]."""
 
     line: int
     tags: dict[str, list[str]] = field(default_factory=dict)
+    kind: str = "[Term]"
 
     def first(self, tag: str) -> str:
         return self.tags.get(tag, [""])[0]
@@ -52,6 +53,11 @@ def hpo(stream: BinaryIO, uri: str, source: str) -> Iterator[Draft | Dropped]:
 
 def terms(data: bytes, uri: str) -> Iterator[Term]:
     """Every [Term] in the order of the file. Raises as `hpo` does."""
+    yield from (stanza for stanza in stanzas(data, uri) if stanza.kind == "[Term]")
+
+
+def stanzas(data: bytes, uri: str) -> Iterator[Term]:
+    """Every stanza in the order of the file, of whatever kind. Raises as `hpo` does."""
     try:
         lines = data.decode("utf-8").splitlines()
     except UnicodeDecodeError as error:
@@ -65,8 +71,8 @@ def terms(data: bytes, uri: str) -> Iterator[Term]:
         if text.startswith("["):
             if stanza:
                 yield stanza
-            stanza = Term(number) if text.strip() == "[Term]" else None
-            found = found or stanza is not None
+            stanza = Term(number, kind=text.strip())
+            found = found or stanza.kind == "[Term]"
         elif stanza and text.strip():
             tag, colon, value = text.partition(": ")
             if not colon:
@@ -93,7 +99,14 @@ def _hpo_row(term: Term, names: dict[str, str], uri: str, source: str) -> Draft 
 
 
 def _synonyms(term: Term, name: str) -> str:
-    """` Also called A, B and C. In plain words: D.`: exact synonyms, without those that were discarded."""
+    """` Also called A, B and C. In plain words: D.`"""
+    formal, plain = synonyms(term, name)
+    words = f" Also called {listed(formal)}." if formal else ""
+    return words + (f" In plain words: {listed(plain)}." if plain else "")
+
+
+def synonyms(term: Term, name: str) -> tuple[list[str], list[str]]:
+    """Exact synonyms, without those that were discarded: those of doctors, and those in plain words."""
     formal: list[str] = []
     plain: list[str] = []
     for value in term.tags.get("synonym", []):
@@ -101,8 +114,7 @@ def _synonyms(term: Term, name: str) -> str:
         scope = quoted[2].split("[")[0].split() if quoted else []
         if quoted and "EXACT" in scope and "obsolete_synonym" not in scope and quoted[1].lower() != name.lower():
             (plain if "layperson" in scope else formal).append(_unescape(quoted[1]))
-    words = f" Also called {_listed(formal)}." if formal else ""
-    return words + (f" In plain words: {_listed(plain)}." if plain else "")
+    return formal, plain
 
 
 def definition(term: Term) -> str:
@@ -118,14 +130,14 @@ def parents(term: Term, names: dict[str, str]) -> list[str]:
 
 
 def _kind_of(name: str, kinds: list[str]) -> str:
-    return f"\n\n{name} is a kind of {_listed(kinds)}." if kinds else ""
+    return f"\n\n{name} is a kind of {listed(kinds)}." if kinds else ""
 
 
 def _unescape(text: str) -> str:
     return " ".join(re.sub(r"\\(.)", lambda mark: _ESCAPES.get(mark[1], mark[1]), text).split())
 
 
-def _listed(words: list[str]) -> str:
+def listed(words: list[str]) -> str:
     """`A`, `A and B`, `A, B and C`; each word once."""
     words = list(dict.fromkeys(words))
     return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else words[0]

@@ -51,9 +51,9 @@ def records(stream: BinaryIO, uri: str, source: str, line_bytes: int = LINE_BYTE
         try:
             if len(line) > line_bytes:
                 raise Malformed(f"longer than {line_bytes} bytes")
-            yield Record(number, _object(line), _sample(line))
+            yield Record(number, json_object(line), sample_of(line))
         except Malformed as error:
-            yield malformed(number, str(error), _sample(line), uri, source)
+            yield malformed(number, str(error), sample_of(line), uri, source)
     if not found:
         raise InputError("the file is empty", "fetch the file again", uri)
 
@@ -80,11 +80,13 @@ def _lines(stream: BinaryIO, line_bytes: int) -> Iterator[bytes]:
                 break
 
 
-def _sample(line: bytes) -> str:
+def sample_of(line: bytes) -> str:
+    """The first SAMPLE_CHARS characters, for what is written down of a record."""
     return line[: 4 * SAMPLE_CHARS].decode("utf-8", "replace").strip("\r\n")[:SAMPLE_CHARS]
 
 
-def _object(line: bytes) -> dict[str, Any]:
+def json_object(line: bytes) -> dict[str, Any]:
+    """The JSON object that a record's bytes are. Raises Malformed, as the module's docstring says."""
     if line.startswith(BYTE_ORDER_MARK):
         raise Malformed("begins with a byte order mark")
     if b"\0" in line:

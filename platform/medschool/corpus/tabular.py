@@ -40,24 +40,28 @@ END_MARK = b"\xff\xff\xff\xff\0\0\0\0"
 def parquet(stream: BinaryIO, uri: str, source: str) -> Iterator[Draft | Dropped]:
     """One row a row. Raises InputError when the file is damaged, or has no column `text` of texts."""
     with seekable(stream) as file:
-        yield from _rows(partial(_parquet_batches, file, uri), uri, source)
+        for position, batch, index in positions(partial(parquet_batches, file, partial(_columns, uri=uri)), uri):
+            yield _row(batch, index, position, uri, source)
 
 
 def datasets(stream: BinaryIO, uri: str, source: str) -> Iterator[Draft | Dropped]:
     """One row a row of an Arrow stream. Raises InputError when it is damaged or not closed, or has no column `text` of texts."""
-    yield from _rows(partial(_arrow_batches, stream, uri), uri, source)
+    for position, batch, index in positions(partial(arrow_batches, stream, partial(_columns, uri=uri)), uri):
+        yield _row(batch, index, position, uri, source)
 
 
-def _parquet_batches(stream: BinaryIO, uri: str) -> Iterator[pa.RecordBatch]:
+def parquet_batches(stream: BinaryIO, columns_of: Callable[[pa.Schema], list[str]]) -> Iterator[pa.RecordBatch]:
+    """The columns that `columns_of` names, BATCH_ROWS rows at a time. The stream must be seekable."""
     file = pq.ParquetFile(pa.PythonFile(stream, mode="r"), pre_buffer=False, buffer_size=2**20)
-    columns = _columns(file.schema_arrow, uri)
+    columns = columns_of(file.schema_arrow)
     yield from file.iter_batches(BATCH_ROWS, columns=columns, use_threads=False)
 
 
-def _arrow_batches(stream: BinaryIO, uri: str) -> Iterator[pa.RecordBatch]:
+def arrow_batches(stream: BinaryIO, columns_of: Callable[[pa.Schema], list[str]]) -> Iterator[pa.RecordBatch]:
+    """The columns that `columns_of` names, of an Arrow stream that was closed; a record batch at a time."""
     tail = _Tail(stream)
     reader = pa.ipc.open_stream(pa.PythonFile(tail, mode="r"))
-    columns = _columns(reader.schema, uri)
+    columns = columns_of(reader.schema)
     for batch in reader:
         batch.validate(full=True)
         yield batch.select(columns)
@@ -83,12 +87,13 @@ def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
-def _rows(batches: Callable[[], Iterator[pa.RecordBatch]], uri: str, source: str) -> Iterator[Draft | Dropped]:
+def positions(batches: Callable[[], Iterator[pa.RecordBatch]], uri: str) -> Iterator[tuple[int, pa.RecordBatch, int]]:
+    """(position in the file from 0, batch, index in the batch) of every row. Raises InputError where the file is damaged."""
     position = 0
     try:
         for batch in batches():
             for index in range(batch.num_rows):
-                yield _row(batch, index, position, uri, source)
+                yield position, batch, index
                 position += 1
     except MedschoolError:
         raise

@@ -24,7 +24,7 @@ from medschool.evaluate.exams import EXAM_SCORES_SCHEMA, score_exam
 from medschool.evaluate.perplexity import LOSSES_SCHEMA, document_losses
 from medschool.evaluate.probes import PROBE_SCORES_SCHEMA, Piece, make_probes, score_probes
 from medschool.exams.make import items_of, read_items
-from medschool.instructions.template import ChatTemplate
+from medschool.instructions.template import ChatTemplate, template_of
 from medschool.procedure import phase_sources, probed_variant
 from medschool.recipe import Recipe
 from medschool.recipe.schema import Model
@@ -62,6 +62,7 @@ def make_scores(recipe: Recipe, checkpoint: Artifact, examined: Examined, prefix
             "checkpoint": checkpoint,
             "dtype": recipe.model.dtype,
             "answer_tokens": recipe.evaluate.answer_tokens,
+            "template": template_of(recipe),
         },
         compute=ray.data.ActorPoolStrategy(size=min(recipe.cluster.score_workers, len(tasks))),
         num_cpus=1,
@@ -106,9 +107,9 @@ def _tasks(recipe: Recipe, examined: Examined) -> list[tuple[str, list[Any]]]:
 class _Scorer:
     """A process that holds the model and works off tasks."""
 
-    def __init__(self, checkpoint: Artifact, dtype: str, answer_tokens: int) -> None:
+    def __init__(self, checkpoint: Artifact, dtype: str, answer_tokens: int, template: str) -> None:
         folder = model_copy(checkpoint)
-        self._model, self._template = load_model(folder, dtype).eval(), ChatTemplate(folder)
+        self._model, self._template = load_model(folder, dtype).eval(), ChatTemplate(folder, template)
         self._answer_tokens = answer_tokens
 
     def __call__(self, task: dict[str, Any]) -> dict[str, Any]:

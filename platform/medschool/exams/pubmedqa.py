@@ -21,19 +21,23 @@ SUBJECT = "pubmed"
 def pubmedqa(data: bytes, uri: str, name: str) -> Iterator[ExamItem | Dropped]:
     """One row a PMID, in the order of the file; the id is `pubmed:<PMID>`. Raises InputError when the file is no such object."""
     for pmid, record in pubmedqa_records(data, uri):
-        key = f"{SUBJECT}:{pmid}"
-        problem = _problem(record)
-        decision = record.get("final_decision") if isinstance(record, dict) else None
-        sample = str(record.get("QUESTION", "") if isinstance(record, dict) else record)[:SAMPLE_CHARS]
-        if problem or (decision is not None and decision not in DECISIONS):
-            reason = problem or f"final_decision is {decision!r:.60}, not one of {', '.join(DECISIONS)}"
-            yield Dropped(key, name, "malformed", f"{key}: {reason}", sample, uri)
-        elif decision is None:
-            yield Dropped(key, name, "unlabelled", "no final_decision", sample, uri)
-        else:
-            answer, context = DECISIONS.index(decision), "\n".join(paragraphs(part) for part in record["CONTEXTS"])
-            why = one_line(str(record.get("LONG_ANSWER") or ""))
-            yield ExamItem(key, name, SUBJECT, paragraphs(record["QUESTION"]), DECISIONS, answer, why, uri, context)
+        yield pubmedqa_row(pmid, record, uri, name)
+
+
+def pubmedqa_row(pmid: str, record: Any, uri: str, name: str) -> ExamItem | Dropped:
+    """The question of one record, or why there is none."""
+    key = f"{SUBJECT}:{pmid}"
+    problem = _problem(record)
+    decision = record.get("final_decision") if isinstance(record, dict) else None
+    sample = str(record.get("QUESTION", "") if isinstance(record, dict) else record)[:SAMPLE_CHARS]
+    if problem or (decision is not None and decision not in DECISIONS):
+        reason = problem or f"final_decision is {decision!r:.60}, not one of {', '.join(DECISIONS)}"
+        return Dropped(key, name, "malformed", f"{key}: {reason}", sample, uri)
+    if decision is None:
+        return Dropped(key, name, "unlabelled", "no final_decision", sample, uri)
+    answer, context = DECISIONS.index(decision), "\n".join(paragraphs(part) for part in record["CONTEXTS"])
+    why = one_line(str(record.get("LONG_ANSWER") or ""))
+    return ExamItem(key, name, SUBJECT, paragraphs(record["QUESTION"]), DECISIONS, answer, why, uri, context)
 
 
 def pubmedqa_records(data: bytes, uri: str) -> Iterator[tuple[str, Any]]:

@@ -12,7 +12,7 @@ Price: 1 s for the whole list, 47,000 conversations.
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from io import BytesIO
+from typing import BinaryIO
 
 from lxml import etree
 
@@ -45,12 +45,12 @@ class _Code:
     included: tuple[str, ...]
 
 
-def icd10cm_dialogue(data: bytes, uri: str, name: str, seed: int) -> Iterator[Conversation | Dropped]:
+def icd10cm_dialogue(stream: BinaryIO, uri: str, name: str, seed: int) -> Iterator[Conversation | Dropped]:
     """One conversation a code, `icd10cm:E11.9`, in the order of the list. Dropped: a code without name or description.
 
     Raises as corpus.xml.elements.
     """
-    codes = [_read(node) for section in elements(BytesIO(data), uri, "section") for node in section.iter("diag")]
+    codes = [_read(node) for section in elements(stream, uri, "section") for node in section.iter("diag")]
     times = Counter(code.title.casefold() for code in codes)
     for position, code in enumerate(codes, start=1):
         if code.code and code.title:

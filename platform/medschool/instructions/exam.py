@@ -11,7 +11,7 @@ Price: 20,000 questions a second and core.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from medschool.exams.formats import ExamReader
@@ -28,7 +28,12 @@ _BY_PLACE = re.compile(
 
 def direct(data: bytes, uri: str, name: str, seed: int, reader: ExamReader, licence: str) -> Iterator[Conversation | Dropped]:
     """Two conversations a question, `<id of the item>:direct` and `<id of the item>:shuffled`. Drops and raises as the reader."""
-    for row in reader(data, uri, name):
+    yield from twice(reader(data, uri, name), seed, licence)
+
+
+def twice(rows: Iterable[ExamItem | Dropped], seed: int, licence: str) -> Iterator[Conversation | Dropped]:
+    """The two conversations of every question among `rows`; what is dropped stays dropped."""
+    for row in rows:
         if isinstance(row, Dropped):
             yield row
         else:

@@ -12,7 +12,7 @@ Price: that of reading MEDLINE, about 6,000 records a second and core. Few recor
 
 import re
 from collections.abc import Iterator
-from io import BytesIO
+from typing import BinaryIO
 
 from medschool.corpus.clean import clean_text
 from medschool.corpus.medline import medline
@@ -38,14 +38,14 @@ _CONCLUSION = re.compile(r"CONCLUSIONS?\b[^:a-z]{0,40}:\s*(.+)", re.DOTALL)
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9(\[])")
 
 
-def medline_conclusion(data: bytes, uri: str, name: str, seed: int) -> Iterator[Conversation | Dropped]:
+def medline_conclusion(stream: BinaryIO, uri: str, name: str, seed: int) -> Iterator[Conversation | Dropped]:
     """Two conversations a record, `pmid:<number>:context` and `pmid:<number>:alone`; the first only where there is a context.
 
     Records whose title is not a question are no part of the set. Of the others, those without a labelled conclusion are Dropped
     (`no_conclusion`), in another language (`language`) and retracted ones (`retracted`) are Dropped, and those that the reader
     drops stay dropped. Raises as the reader.
     """
-    for row in medline(BytesIO(data), uri, name):
+    for row in medline(stream, uri, name):
         if isinstance(row, Dropped):
             if row.sample.endswith("?"):
                 yield row

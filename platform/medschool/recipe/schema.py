@@ -148,8 +148,14 @@ class Chats(Section):
     """From conversations to rows of tokens."""
 
     row_tokens: Positive
-    """Length of a row, in tokens. Whole conversations are packed into it; a longer one is dropped and counted."""
+    """Length of a row, in tokens. Whole conversations are packed into it."""
     rows_per_shard: Positive = 4096
+    template: Literal["model", "pmc_llama"] = "model"
+    """The prompt template of tuning, exams and serving: the model's own chat template, or the one PMC-LLaMA was tuned with."""
+    trained_turns: Literal["all", "last"] = "all"
+    """Which of the assistant's turns are trained."""
+    too_long: Literal["drop", "truncate"] = "drop"
+    """What becomes of a conversation longer than a row; `truncate` cuts the oldest context away and keeps the last answer."""
 
 
 class Length(Section):
@@ -286,6 +292,33 @@ class Instructions(Section):
     """Only these subjects, where the format has any; all when left out."""
     conversations: Positive | None = None
     """A sample of so many conversations, drawn once by the recipe's seed; all when left out."""
+    ask: Literal["rationale_general", "rationale_options", "paraphrase"] | None = None
+    """What the recipe's teacher is asked to add: reasons for exam questions by one of the paper's two prompts, or other
+    wordings of the instructions."""
+    bad_files: BadFiles = BadFiles()
+    """How much of the set may be malformed or unreadable before the run stops."""
+
+
+class Teacher(Section):
+    """A model behind an OpenAI-compatible endpoint that writes what no file holds. Its key comes from MEDSCHOOL_TEACHER_KEY."""
+
+    url: Annotated[str, StringConstraints(pattern=r"^https?://")]
+    """Base URL, such as `http://127.0.0.1:8000/v1`."""
+    model: str
+    temperature: Annotated[float, Field(ge=0)] = 0.7
+    tries: Positive = 3
+    """Answers asked for, one after the other, until one agrees with the key of the question."""
+    max_answer_tokens: Positive = 512
+    paraphrases: Positive = 10
+    """Other wordings of each instruction."""
+    concurrency: Positive = 8
+    """Requests under way at once, over the whole stage."""
+    timeout_s: Annotated[float, Field(gt=0)] = 120.0
+    """Of one request."""
+    budget_tokens: Positive
+    """Tokens, prompts and answers together, after which the stage stops; what was answered is kept for the next run."""
+    usd_per_million_prompt_tokens: Annotated[float, Field(ge=0)] = 0.0
+    usd_per_million_answer_tokens: Annotated[float, Field(ge=0)] = 0.0
 
 
 class Probes(Section):
@@ -444,6 +477,7 @@ class Recipe(Section):
     pretrain: Training
     exams: dict[Name, Exam] = {}
     instructions: dict[Name, Instructions] = {}
+    teacher: Teacher | None = None
     chats: Chats | None = None
     instruct: Training | None = None
     variants: Annotated[dict[Name, Variant], Field(min_length=1)]
@@ -457,6 +491,9 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        for name, spec in self.instructions.items():
+            if spec.ask and self.teacher is None:
+                raise ValueError(f"instructions.{name}.ask: there is no `teacher` in this recipe to ask")
         if self.cluster.attention == "flash_attention_2" and self.model.dtype == "fp32":
             raise ValueError("cluster.attention: flash_attention_2 computes in bf16 only; set model.dtype: bf16 or another one")
         if len(set(self.train_seeds)) < len(self.train_seeds):

@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from medschool.artifact import upload_folder, write_file
+from medschool.instructions.template import NAMED, TEMPLATE_FILE, template_of
 from medschool.ledger import LEDGER, Ledger, ledger_bytes
 from medschool.procedure import row_tokens
 from medschool.tokens.mixture import Weights
@@ -45,7 +46,7 @@ def export(engine: Any, course: Course, ledger: Ledger, rows: pa.Table | None, r
         weights = weights_on_cpu(engine.module, together, keep=rank == 0)
     if rank != 0:
         return None
-    write_model(engine.module, weights, model_copy(course.model), folder)
+    write_model(engine.module, weights, model_copy(course.model), folder, template_of(course.recipe))
     del weights
     proof = prove(folder, sample, course.recipe.model.dtype, course.trial)
     (folder / "README.md").write_text(card(course, proof), encoding="utf-8")
@@ -92,12 +93,17 @@ def _merged(weight: Any, adapted: Any) -> Any:
     return (weight.float() + adapted.get_delta_weight(ADAPTER).detach().float()).to(weight.dtype)
 
 
-def write_model(module: Any, weights: dict[str, Any], base: Path, folder: Path) -> None:
-    """A Hugging Face model folder: the `weights` in place of the module's own, and the small files of the `base` model."""
+def write_model(module: Any, weights: dict[str, Any], base: Path, folder: Path, template: str = "model") -> None:
+    """A Hugging Face model folder: the `weights` in place of the module's own, and the small files of the `base` model.
+
+    template: that of the recipe; where it is not the base model's own, it takes the place of that one.
+    """
     folder.mkdir()
     for path in base.iterdir():
         if path.suffix in COPIED and not path.name.endswith(".index.json"):
             shutil.copyfile(path, folder / path.name)
+    if template in NAMED:
+        (folder / TEMPLATE_FILE).write_text(NAMED[template], encoding="utf-8")
     module.save_pretrained(folder, state_dict=weights, max_shard_size=SHARD_SIZE)
 
 
