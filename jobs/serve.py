@@ -9,20 +9,23 @@ DEFAULT_PORT = "8000"
 
 def serve(run: Run) -> None:
     """Deploy the chat application and wait until it answers."""
-    from medschool.serve.on_ray import ChatArgs, deploy
+    from medschool.serve.on_ray import ChatArgs, Tls, deploy
 
     spec = run.recipe.serve
     if spec is None:
         run.say("serve: the recipe has no `serve` section, nothing is served")
         return
     args = ChatArgs(
-        model=f"models:/{spec.registered_model}@{spec.alias}",
+        model="" if spec.engine == "echo" else f"models:/{spec.registered_model}@{spec.alias}",
+        engine=spec.engine,
         max_context_tokens=spec.max_context_tokens,
         max_concurrent_requests=spec.max_concurrent_requests,
+        answer_timeout_s=spec.answer_timeout_s,
         dtype=run.recipe.model.dtype,
     )
-    url = deploy(args, int(os.environ.get("MEDSCHOOL_SERVE_PORT", DEFAULT_PORT)))
-    run.say(f"serving {args.model} at {url} (not for clinical use)")
+    tls = Tls(spec.tls.certificate, spec.tls.key) if spec.tls else None
+    url = deploy(args, int(os.environ.get("MEDSCHOOL_SERVE_PORT", DEFAULT_PORT)), tls)
+    run.say(f"serving {args.model or 'an echo without weights'} at {url} (not for clinical use)")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The chat application on a real Ray Serve with a tiny random model: same tokens as transformers, keys, restarts, replacement."""
 
 import asyncio
+import json
 import os
 import shutil
 import signal
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -18,15 +20,19 @@ import psutil
 import pytest
 import torch
 from ray import serve
+from tiny import RECIPE
 from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from medschool import artifact, registry
 from medschool.errors import InputError, PlanError, ServiceError
-from medschool.serve.admission import hash_key
-from medschool.serve.engine import Sampling
-from medschool.serve.on_ray import APP_NAME, ChatArgs, application, deploy
-from medschool.serve.paged import TransformersEngine, noisy
+from medschool.recipe import load
+from medschool.serve import keys
+from medschool.serve.deadline import HEADER_TIMEOUT_S
+from medschool.serve.engine import Likelihood, Sampling
+from medschool.serve.keys import hash_key
+from medschool.serve.on_ray import APP_NAME, ChatArgs, Tls, application, deploy
+from medschool.serve.paged import TransformersEngine, adjust, likelihood, noisy
 from medschool.serve.template import CheckpointText
 
 KEY = "integration-test-key"
@@ -165,6 +171,64 @@ def test_draws_follow_the_distribution() -> None:
     assert torch.allclose(frequencies(Sampling(1, 1.0, 0.8, seed=1)), torch.cat([kept, torch.zeros(2)]), atol=0.03)
 
 
+def test_penalties_and_bias_are_openai_s_formula() -> None:
+    logits = torch.zeros(4)
+    adjust(logits, Sampling(1, logit_bias={0: 3.0}, presence_penalty=0.5, frequency_penalty=0.25), [1, 2, 1])
+    assert logits.tolist() == [3.0, -0.5 - 2 * 0.25, -0.5 - 0.25, 0.0]
+    found = likelihood(torch.tensor([-1.0, -3.0, -0.5]), 1, 2)
+    assert (found.logprob, found.top) == (-3.0, ((2, -0.5), (0, -1.0)))
+    assert likelihood(torch.tensor([-1.0, -3.0]), 0, 0).top == ()
+
+
+def log_probabilities(folder: Path, tokens: list[int]) -> torch.Tensor:
+    """(T - 1, V): of each token that may follow the first ones, by transformers itself."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        return torch.as_tensor(model(torch.tensor([tokens])).logits[0, :-1].log_softmax(-1))
+
+
+def test_log_probabilities_are_those_of_transformers_while_others_are_written(engine: TransformersEngine, folder: Path) -> None:
+    prompt = list(range(5, 25))
+
+    async def run() -> tuple[list[list[Likelihood | None]], list[tuple[int, Likelihood]]]:
+        async def written() -> list[tuple[int, Likelihood]]:
+            sampling = Sampling(60, temperature=1.5, seed=3, top_logprobs=3, frequency_penalty=1.0, logit_bias={7: 5.0})
+            steps = [step async for step in engine.generate(prompt, sampling)]
+            return [pair for step in steps for pair in zip(step.tokens, step.likelihoods, strict=True)]
+
+        writing, scored = asyncio.create_task(written()), []
+        while not writing.done():
+            scored.append(await engine.score(prompt, 2))
+        return scored, await writing
+
+    scored, written = asyncio.run(run())
+    assert len(scored) > 2 and len(written) > 20
+    expected = log_probabilities(folder, tokens := prompt + [token for token, _ in written])
+
+    def assert_equal(place: int, one: Likelihood | None) -> None:
+        assert one is not None
+        best = expected[place].topk(len(one.top))
+        assert one.logprob == pytest.approx(float(expected[place, tokens[place + 1]]), abs=1e-4)
+        assert [value for _, value in one.top] == pytest.approx(best.values.tolist(), abs=1e-4)
+        assert [token for token, _ in one.top] == best.indices.tolist()
+
+    for found in scored:
+        assert found[0] is None and len(found) == len(prompt)
+        for place, one in enumerate(found[1:]):
+            assert_equal(place, one)
+    for place, (_, one) in enumerate(written, start=len(prompt) - 1):
+        assert_equal(place, one)
+    shared = {weight.data_ptr() for weight in engine._manager.model.parameters()}
+    assert shared == {weight.data_ptr() for weight in engine._scorer.parameters()}, "the weights are in memory once"
+
+
+def test_bias_and_penalties_change_what_is_written(engine: TransformersEngine) -> None:
+    assert generated(engine, [5, 6], Sampling(6, logit_bias={9: 100.0})) == [9] * 6
+    assert len(set(generated(engine, [5, 6], Sampling(6, logit_bias={9: 100.0}, presence_penalty=2, frequency_penalty=2)))) == 1
+    many = generated(engine, [5, 6], Sampling(30, logit_bias={9: 20.0, 8: 19.0}, frequency_penalty=2.0))
+    assert {8, 9} <= set(many) and abs(many.count(8) - many.count(9)) <= 2
+
+
 def test_unsafe_or_unfit_folders_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="129"):
         TransformersEngine(folder, [2], CONTEXT + 1, 1)
@@ -194,7 +258,13 @@ def http_port(ray_cluster: None) -> Iterator[int]:
 
 
 @pytest.fixture(scope="module")
-def args(manifest_uri: str) -> ChatArgs:
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Where the API keys and the audit log lie."""
+    return str(tmp_path_factory.mktemp("keys"))
+
+
+@pytest.fixture(scope="module")
+def args(manifest_uri: str, store: str) -> ChatArgs:
     return ChatArgs(
         model=manifest_uri,
         served_name="tiny",
@@ -203,6 +273,7 @@ def args(manifest_uri: str) -> ChatArgs:
         max_concurrent_requests=2,
         max_waiting_requests=6,
         api_key_sha256=(hash_key(KEY),),
+        store=store,
     )
 
 
@@ -255,6 +326,66 @@ def test_headers_through_the_proxy(url: str, manifest_uri: str) -> None:
     assert headers.get_list("x-request-id") == ["mine"]
 
 
+@pytest.fixture(scope="module")
+def slow_socket(url: str) -> Iterator[socket.socket]:
+    """A client that has sent half a header to the proxy; opened early, so that no test waits for the whole deadline."""
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as slow:
+        slow.sendall(b"GET /v1/models HTTP/1.1\r\nhost: x\r\nauthorization: ")
+        yield slow
+
+
+def test_a_slow_header_has_not_been_cut_off_yet(slow_socket: socket.socket) -> None:
+    slow_socket.settimeout(0.2)
+    with pytest.raises(TimeoutError):
+        slow_socket.recv(1)
+
+
+def test_a_harness_scores_texts_as_transformers_does(client: openai.OpenAI, folder: Path) -> None:
+    """The request that lm-evaluation-harness sends, against a plain forward."""
+    batch = [list(range(5, 30)), list(range(40, 50))]
+    answer: Any = client.completions.create(
+        model="tiny", prompt=batch, max_tokens=1, temperature=0, logprobs=1, echo=True, seed=1234
+    )
+    for choice, tokens in zip(answer.choices, batch, strict=True):
+        expected = log_probabilities(folder, tokens)
+        own = [float(expected[place, token]) for place, token in enumerate(tokens[1:])]
+        assert choice.logprobs.token_logprobs[1:-1] == pytest.approx(own, abs=1e-4)
+        best = [max(top.values()) for top in choice.logprobs.top_logprobs[1:-1]]
+        assert best == pytest.approx(expected.max(-1).values.tolist(), abs=1e-4)
+        assert len(choice.logprobs.tokens) == len(tokens) + 1
+
+
+def test_the_tokenizer_over_http(url: str, folder: Path) -> None:
+    text, http = CheckpointText(folder), httpx.Client(base_url=url, headers={"authorization": f"Bearer {KEY}"})
+    for body in ({"prompt": "The heart <|im_end|> pumps"}, {"messages": QUESTION}):
+        tokens = http.post("/tokenize", json=body).json()["tokens"]
+        assert tokens == (text.encode(QUESTION) if "messages" in body else text.encode_text(str(body["prompt"])))
+    assert http.post("/detokenize", json={"tokens": text.encode_text("The heart")}).json() == {"prompt": "The heart"}
+    info = http.get("/tokenizer_info").json()
+    assert (info["eos_token"], info["chat_template"]) == ("<|im_end|>", TEMPLATE)
+    assert http.post("/tokenize", json={"prompt": "<|im_end|>"}).json()["tokens"] == [2]
+    assert 2 not in http.post("/tokenize", json={"prompt": "a<|im_end|>"}).json()["tokens"]
+
+
+def test_a_key_of_the_store_is_let_in_recorded_and_revoked_while_it_serves(url: str, store: str) -> None:
+    secret = keys.create(store, "ward-7")
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key=secret, max_retries=0)
+
+    def until(status: int) -> None:
+        deadline = time.monotonic() + keys.REREAD_S + 5
+        while httpx.get(f"{url}/v1/models", headers={"authorization": f"Bearer {secret}"}).status_code != status:
+            assert time.monotonic() < deadline, f"never {status}"
+            time.sleep(0.2)
+
+    until(200)
+    assert answer(client).choices[0].finish_reason
+    keys.revoke(store, "ward-7")
+    until(401)
+    records = [json.loads(line) for path in Path(store, "audit").rglob("*.jsonl") for line in path.read_text().splitlines()]
+    assert [record["answer_tokens"] > 0 for record in records if record["key"] == "ward-7"] == [True]
+
+
 def test_too_many_get_429_and_a_retry_succeeds(client: openai.OpenAI) -> None:
     patient = client.with_options(max_retries=8)
 
@@ -263,12 +394,18 @@ def test_too_many_get_429_and_a_retry_succeeds(client: openai.OpenAI) -> None:
         try:
             return str(answer(asking, temperature=1, n=2, max_tokens=60).choices[0].finish_reason)
         except openai.RateLimitError as busy:
+            assert busy.code == "busy", "the proxy and the replica refuse in the same form"
             return f"429 retry-after {busy.response.headers['retry-after']}"
 
     with ThreadPoolExecutor(24) as pool:
         outcomes = list(pool.map(one, range(24)))
     assert "429 retry-after 1" in outcomes[::2]
     assert set(outcomes[1::2]) <= {"stop", "length"}
+
+
+def test_a_slow_header_is_cut_off_by_the_proxy(slow_socket: socket.socket) -> None:
+    slow_socket.settimeout(HEADER_TIMEOUT_S + 5)
+    assert slow_socket.recv(1) == b"", "the proxy closes it, and says nothing"
 
 
 def test_same_arguments_leave_the_replica_alone(args: ChatArgs, url: str, http_port: int) -> None:
@@ -320,6 +457,22 @@ def test_the_builder_makes_the_same_application(manifest_uri: str, http_port: in
 # ---- arguments and references
 
 
+def test_the_recipe_chooses_the_engine_and_https(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from jobs.serve import serve as serve_job
+
+    asked: list[tuple[ChatArgs, Tls | None]] = []
+    monkeypatch.setattr("medschool.serve.on_ray.deploy", lambda args, port, tls: asked.append((args, tls)) or "https://x")
+    said: list[str] = []
+    (tmp_path / "tiny.yaml").write_text(RECIPE)
+    for overrides in ([], ["serve.engine=echo", "serve.answer_timeout_s=9", "serve.tls={certificate: /a, key: /b}"]):
+        run: Any = SimpleNamespace(recipe=load(tmp_path / "tiny.yaml", overrides), say=said.append)
+        serve_job(run)
+    (plain, no_tls), (echo, tls) = asked
+    assert (plain.engine, plain.model, no_tls) == ("transformers", "models:/medschool-tiny@champion", None)
+    assert (echo.engine, echo.model, echo.answer_timeout_s, tls) == ("echo", "", 9, Tls("/a", "/b"))
+    assert "an echo without weights at https://x" in said[1]
+
+
 def test_arguments_that_make_no_sense_are_refused(manifest_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for wrong in (
         {"engine": "echo", "model": "x"},
@@ -330,8 +483,13 @@ def test_arguments_that_make_no_sense_are_refused(manifest_uri: str, monkeypatch
         with pytest.raises(ValueError):
             ChatArgs.model_validate(wrong)
     monkeypatch.delenv("MEDSCHOOL_API_KEY", raising=False)
+    monkeypatch.delenv("MEDSCHOOL_STORE", raising=False)
     with pytest.raises(ServiceError, match="no API key"):
         ChatArgs(model=manifest_uri).with_keys()
+    monkeypatch.setenv("MEDSCHOOL_STORE", "s3://hospital")
+    assert ChatArgs(model=manifest_uri).with_keys().store == "s3://hospital"
+    with pytest.raises(ServiceError, match="no such file"):
+        deploy(ChatArgs(engine="echo"), 1, Tls("/nowhere/chain.pem", "/nowhere/key.pem"))
 
 
 def test_an_alias_is_resolved_when_the_application_is_built(

@@ -1,120 +1,24 @@
 """The chat API as clients see it: the official client against the app, with the shipped EchoEngine or a trained tokenizer."""
 
 import asyncio
-import contextlib
 import json
 import shutil
-import socket
-import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
-import uvicorn
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from starlette.types import ASGIApp
+from served import HELLO, KEY, BrokenEngine, CountingEngine, api, ask, chat, on_port, send, stream, wait_until
 
-from medschool.errors import InputError, ServiceError
-from medschool.serve.admission import MAX_BODY_BYTES, hash_key
-from medschool.serve.api import Limits, ModelInfo, build_api
-from medschool.serve.engine import EchoEngine, Engine, Sampling, Step
-from medschool.serve.template import Answer, BytesText, CheckpointText, Text
-
-KEY = "unit-test-key"
-INFO = ModelInfo("echo", "v-abc", 1_700_000_000)
-HELLO = [{"role": "user", "content": "hello"}]
-
-
-class BrokenEngine(EchoEngine):
-    """Fails after three tokens, as a model does that runs out of memory."""
-
-    async def generate(self, prompt: Sequence[int], sampling: Sampling) -> AsyncGenerator[Step]:
-        for token in prompt[:3]:
-            yield Step((token,))
-        raise ServiceError("out of memory", "see the log", "engine")
-
-
-class CountingEngine(EchoEngine):
-    """Counts the answers it is writing."""
-
-    running = 0
-
-    async def generate(self, prompt: Sequence[int], sampling: Sampling) -> AsyncGenerator[Step]:
-        self.running += 1
-        try:
-            async for step in super().generate(prompt, sampling):
-                yield step
-        finally:
-            self.running -= 1
-
-
-def api(engine: Engine | None = None, text: Text | None = None, context: int = 200, places: int = 8) -> ASGIApp:
-    return build_api(
-        engine or EchoEngine(), text or BytesText(), INFO, [hash_key("other"), hash_key(KEY)], Limits(context, places)
-    )
-
-
-def ask(app: ASGIApp, use: Callable[[openai.AsyncOpenAI], Coroutine[Any, Any, Any]], key: str = KEY) -> Any:
-    """Run `use` with the official client wired straight to the app."""
-
-    async def run() -> Any:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app, raise_app_exceptions=False)) as http:
-            return await use(openai.AsyncOpenAI(base_url="http://api/v1", api_key=key, http_client=http, max_retries=0))
-
-    return asyncio.run(run())
-
-
-def send(app: ASGIApp, method: str, path: str, **options: Any) -> httpx.Response:
-    """One raw request with the key, unless `headers` says otherwise."""
-    options.setdefault("headers", {"authorization": f"Bearer {KEY}"})
-
-    async def run() -> httpx.Response:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://api") as http:
-            return await http.request(method, path, **options)
-
-    return asyncio.run(run())
-
-
-def chat(app: ASGIApp, **fields: Any) -> Any:
-    return ask(app, lambda client: client.chat.completions.create(**{"model": "echo", "messages": HELLO, **fields}))
-
-
-def stream(app: ASGIApp, **fields: Any) -> list[Any]:
-    async def use(client: openai.AsyncOpenAI) -> list[Any]:
-        chunks = await client.chat.completions.create(**{"model": "echo", "messages": HELLO, "stream": True, **fields})
-        return [chunk async for chunk in chunks]
-
-    return list(ask(app, use))
-
-
-@contextlib.contextmanager
-def on_port(app: ASGIApp) -> Iterator[str]:
-    """The app behind a real HTTP server; its base URL."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="critical"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        wait_until(lambda: server.started)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join(10)
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float = 5) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "condition not met in time"
-        time.sleep(0.01)
-
+from medschool.errors import InputError
+from medschool.serve.admission import MAX_BODY_BYTES
+from medschool.serve.engine import EchoEngine
+from medschool.serve.template import Answer, BytesText, CheckpointText
 
 # ---- answers
 
@@ -218,7 +122,7 @@ def test_two_keys_in_one_request_are_none() -> None:
 
 
 def test_without_configured_keys_nobody_enters() -> None:
-    app = build_api(EchoEngine(), BytesText(), INFO, [], Limits(200, 8))
+    app = api(keys=())
     assert send(app, "GET", "/v1/models").status_code == 401
 
 
@@ -262,7 +166,7 @@ def test_client_raises_typed_errors() -> None:
         ({"messages": [{"role": "user", "content": "x" * 200}]}, "messages"),
         ({"model": None}, "model"),
         ({"tools": [{"type": "function"}]}, "tools"),
-        ({"logprobs": True}, "logprobs"),
+        ({"top_logprobs": 21}, "top_logprobs"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"frequency_penalty": 0.5}, "frequency_penalty"),
         ({"logit_bias": {"1": 5}}, "logit_bias"),

@@ -55,6 +55,7 @@ def _settings(services: Services) -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
         "RAY_JOB_STOP_WAIT_TIME_S": str(JOB_STOP_WAIT_S),
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "medschool.serve.proxy:proxy_middlewares",
         "RAY_num_workers_soft_limit": "2",
         "RAY_worker_maximum_startup_concurrency": str(services.num_cpus),
         "AUTOSCALER_METRIC_PORT": str(services.ports["ray_autoscaler_metrics"]),

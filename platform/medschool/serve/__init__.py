@@ -1,8 +1,11 @@
 """From a checkpoint to HTTP: the OpenAI chat surface over a trained model, on Ray Serve.
 
-    client --HTTP--> gate (key, size) --> api (chat completions) --token ids--> engine --token ids--> api --text--> client
-                     admission.py         api.py, chat.py                       engine.py, paged.py   template.py
+    client --HTTP--> gate (key, limits, size, time) --> api --token ids--> engine --token ids--> api --text--> client
+                     admission, keys, quota             request, chat,     engine, paged         answers, reply
+                     deadline, proxy (HTTP server)      completions                              audit, metrics, turn
 
+- The *gate* lets in who has a key, as often as the key may ask, with a body that is small and comes in time. Nobody else
+  reaches anything but `/health/live`.
 - The *engine* knows token ids only: `EchoEngine` repeats the prompt (no weights; for tests and load trials), and
   `TransformersEngine` runs a LLaMA-style model with continuous batching over a paged cache of fixed size.
 - The *template* turns messages into token ids with the checkpoint's own chat_template.jinja, so tuning, evaluation and
@@ -12,8 +15,11 @@
 What comes out is a language model's text, not for clinical use; every answer says so in a header.
 
 Example:
-    >>> from medschool.serve.api import Limits, ModelInfo, build_api
+    >>> from medschool.serve.admission import Limits
+    >>> from medschool.serve.api import ModelInfo, build_api
     >>> from medschool.serve.engine import EchoEngine
+    >>> from medschool.serve.keys import Key, KeyRing, hash_key
     >>> from medschool.serve.template import BytesText
-    >>> app = build_api(EchoEngine(), BytesText(), ModelInfo("echo", "none", 0), [key_hash], Limits(2048, 8))  # any ASGI server
+    >>> ring = KeyRing([Key("me", hash_key("a secret"), requests_per_minute=60)])
+    >>> app = build_api(EchoEngine(), BytesText(), ModelInfo("echo", "none", 0), ring, Limits(2048, 8))  # any ASGI server
 """

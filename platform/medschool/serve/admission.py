@@ -1,77 +1,154 @@
-"""The gate in front of every route: who may ask, how much they may send, and which model answered.
+"""The gate in front of every route: who may ask, how often, how much they may send and how long they may take to send it.
 
-A pure ASGI layer, outermost, so nothing behind it (routing, parsing, error pages) runs for a request without a key. Keys are kept
-as sha256 hashes: 256 random bits need no slow hash, and a leaked configuration lets nobody in. The body is read here up to its
-limit and then handed on whole, because a limit that strikes in the middle of parsing would be reported as bad JSON.
+A pure ASGI layer, outermost, so nothing behind it (routing, parsing, error pages) runs for a request without a key. The order is
+key, requests a minute, body. The body is read here up to its limit in bytes and in time and then handed on whole, because a limit
+that strikes in the middle of parsing would be reported as bad JSON. A connection whose body was not read to its end is closed
+with the answer: what else the client sends would be read as its next request.
+
+Slow headers never get here: `deadline` closes such connections in the HTTP server. A client that does not read its answer is cut
+off after the answer's own deadline and GRACE_S.
 """
 
-import hashlib
-import hmac
+import asyncio
 import json
+import logging
 import uuid
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from medschool.serve.faults import ApiError
+from medschool.serve.keys import Key, KeyRing
+from medschool.serve.metrics import Metrics
+from medschool.serve.quota import Quota
+
 MAX_BODY_BYTES = 2**20
 OPEN_PATH = "/health/live"
 NOTICE = "not for clinical use"
+CALLER = "medschool.caller"
+"""Where the scope of a request that was let in holds its Caller."""
+GRACE_S = 5.0
+PATHS = (
+    "/v1/models", "/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize", "/tokenizer_info",
+    "/health/live", "/health/ready", "/metrics",
+)  # fmt: skip
+"""Paths that are counted by name; all others are one, so that clients cannot make labels."""
+logger = logging.getLogger(__name__)
 
 
-def hash_key(key: str) -> str:
-    """Hex sha256 of an API key, the form in which configurations hold it."""
-    return hashlib.sha256(key.encode()).hexdigest()
+@dataclass(frozen=True)
+class Limits:
+    """What one replica bears.
+
+    context_tokens: longest prompt plus answer. max_answers: most answers in flight, running and waiting in the engine.
+    body_timeout_s: from the headers to the end of the body. answer_timeout_s: from there to the end of the answer.
+    """
+
+    context_tokens: int
+    max_answers: int
+    body_timeout_s: float = 10.0
+    answer_timeout_s: float = 300.0
 
 
-def error_body(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, dict[str, str | None]]:
-    """An error as OpenAI's clients read it."""
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+@dataclass(frozen=True)
+class Caller:
+    """Who sent a request that was let in."""
+
+    name: str
+    quota: Quota
+    request_id: str
+
+
+class _LeftError(Exception):
+    """The client went away before its request was whole."""
 
 
 class Gate:
-    """ASGI middleware. key_hashes: hex sha256 of each accepted key. version: names the weights in every answer's headers."""
+    """ASGI middleware. keys: who may enter. version: names the weights in every answer's headers."""
 
-    def __init__(self, app: ASGIApp, key_hashes: Sequence[str], version: str) -> None:
-        self._app, self._hashes, self._version = app, tuple(key_hashes), version
+    def __init__(self, app: ASGIApp, keys: KeyRing, limits: Limits, version: str, metrics: Metrics) -> None:
+        self._app, self._keys, self._limits, self._version, self._metrics = app, keys, limits, version, metrics
+        self._quotas: dict[Key, Quota] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
         elif scope["type"] == "http":
-            await self._http(scope, receive, self._labelled(scope, send))
+            given = Headers(scope=scope).get("x-request-id")
+            request_id = (given or f"req_{uuid.uuid4().hex}")[:128]
+            await self._http(scope, receive, self._labelled(scope, send, None if given else request_id), request_id)
         else:
             await send({"type": "websocket.close", "code": 1008})
 
-    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"] != OPEN_PATH and not self._knows(Headers(scope=scope)):
-            problem = "a valid API key is needed: Authorization: Bearer KEY"
-            body = error_body(problem, "authentication_error", code="invalid_api_key")
-            await _refuse(send, 401, body, {"www-authenticate": "Bearer"})
+    async def _http(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
+        try:
+            if scope["path"] != OPEN_PATH:
+                key = self._key(Headers(scope=scope))
+                quota = self._quotas.setdefault(key, Quota(key))
+                quota.request()
+                scope[CALLER] = Caller(key.name, quota, request_id)
+            body = await self._body(Headers(scope=scope), receive)
+        except ApiError as error:
+            await _refuse(send, error)
             return
-        body_bytes = await _read_body(Headers(scope=scope), receive)
-        if body_bytes is None:
-            await _refuse(send, 413, error_body(f"the body is above {MAX_BODY_BYTES} bytes", "invalid_request_error"), {})
+        except _LeftError:
             return
-        await self._app(scope, _replay(body_bytes, receive), send)
+        await self._behind(scope, _replay(body, receive), send)
 
-    def _knows(self, headers: Headers) -> bool:
-        """Whether the request carries exactly one key, and one we know; every hash is compared, in constant time."""
+    async def _behind(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """What lies behind the gate, cut off when it takes longer than any answer may."""
+        try:
+            async with asyncio.timeout(self._limits.answer_timeout_s + GRACE_S):
+                await self._app(scope, receive, send)
+        except TimeoutError:
+            logger.error("a request was cut off after %s s: its client does not read", self._limits.answer_timeout_s + GRACE_S)
+
+    def _key(self, headers: Headers) -> Key:
+        """The key of a request. Raises ApiError 401 unless it carries exactly one, and one we know."""
         given = headers.getlist("authorization")
-        scheme, _, key = given[0].partition(" ") if len(given) == 1 else ("", "", "")
-        found = hashlib.sha256(key.strip().encode("latin-1")).hexdigest()
-        matches = [hmac.compare_digest(found, known) for known in self._hashes]
-        return scheme.lower() == "bearer" and any(matches)
+        scheme, _, secret = given[0].partition(" ") if len(given) == 1 else ("", "", "")
+        key = self._keys.find(secret.strip().encode("latin-1").decode(errors="replace"))  # headers come as Latin-1
+        if key is None or scheme.lower() != "bearer":
+            problem = "a valid API key is needed: Authorization: Bearer KEY"
+            closing = {"www-authenticate": "Bearer"} | _closing(headers)
+            raise ApiError(401, problem, code="invalid_api_key", headers=closing)
+        return key
 
-    def _labelled(self, scope: Scope, send: Send) -> Send:
-        """`send` that adds our headers. A proxy that set x-request-id answers with it itself; without one we make it."""
-        request_id = None if "x-request-id" in Headers(scope=scope) else f"req_{uuid.uuid4().hex}"
+    async def _body(self, headers: Headers, receive: Receive) -> bytes:
+        """The whole body. Raises ApiError 413 when it is too large, 408 when it takes too long; the rest is then not read."""
+        problem = f"the body is above {MAX_BODY_BYTES} bytes"
+        declared = headers.get("content-length", "")
+        if declared.isdigit() and int(declared[:20]) > MAX_BODY_BYTES:
+            raise ApiError(413, problem, headers=_closing(headers))
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self._limits.body_timeout_s):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise _LeftError
+                    body += message.get("body", b"")
+                    if len(body) > MAX_BODY_BYTES:
+                        raise ApiError(413, problem, headers=_closing(headers))
+                    if not message.get("more_body", False):
+                        return bytes(body)
+        except TimeoutError:
+            slow = f"the body was not there after {self._limits.body_timeout_s:g} s"
+            raise ApiError(408, slow, code="timeout", headers=_closing(headers)) from None
+
+    def _labelled(self, scope: Scope, send: Send, request_id: str | None) -> Send:
+        """`send` that adds our headers and counts the answer. A proxy that set x-request-id answers with it itself."""
+        path = scope["path"] if scope["path"] in PATHS else "other"
 
         async def labelled(message: Message) -> None:
             if message["type"] == "http.response.start":
+                self._metrics.requests.labels(path, str(message["status"])).inc()
                 headers = MutableHeaders(scope=message)
                 headers["x-medschool-model-version"] = self._version
                 headers["x-medschool-notice"] = NOTICE
+                headers["x-content-type-options"] = "nosniff"
+                headers["cache-control"] = "no-store"
                 if request_id:
                     headers["x-request-id"] = request_id
             await send(message)
@@ -79,19 +156,9 @@ class Gate:
         return labelled
 
 
-async def _read_body(headers: Headers, receive: Receive) -> bytes | None:
-    """The whole body, None when it is above the limit (then the rest is not read)."""
-    declared = headers.get("content-length", "")
-    if declared.isdigit() and int(declared[:20]) > MAX_BODY_BYTES:
-        return None
-    body = bytearray()
-    while True:
-        message = await receive()
-        body += message.get("body", b"")
-        if len(body) > MAX_BODY_BYTES:
-            return None
-        if message["type"] == "http.disconnect" or not message.get("more_body", False):
-            return bytes(body)
+def _closing(headers: Headers) -> dict[str, str]:
+    """The header that closes the connection, for a request with a body that nobody reads."""
+    return {"connection": "close"} if "transfer-encoding" in headers or headers.get("content-length", "0") != "0" else {}
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
@@ -104,9 +171,9 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return replayed
 
 
-async def _refuse(send: Send, status: int, body: dict[str, dict[str, str | None]], headers: dict[str, str]) -> None:
-    raw = json.dumps(body).encode()
-    fields = {"content-type": "application/json", "content-length": str(len(raw)), **headers}
+async def _refuse(send: Send, error: ApiError) -> None:
+    raw = json.dumps(error.body).encode()
+    fields = {"content-type": "application/json", "content-length": str(len(raw)), **error.headers}
     encoded = [(name.encode(), value.encode()) for name, value in fields.items()]
-    await send({"type": "http.response.start", "status": status, "headers": encoded})
+    await send({"type": "http.response.start", "status": error.status, "headers": encoded})
     await send({"type": "http.response.body", "body": raw})

@@ -1,33 +1,40 @@
-"""OpenAI's chat API over an engine: models, chat completions (whole or streamed), health.
+"""OpenAI's API over an engine: models, chat and plain completions (whole or streamed), the tokenizer, health, metrics.
 
-    GET  /v1/models, /v1/models/{id}      POST /v1/chat/completions      GET /health/live (open), /health/ready
+    GET  /v1/models, /v1/models/{id}      POST /v1/chat/completions, /v1/completions
+    GET  /tokenizer_info, /metrics        POST /tokenize, /detokenize            GET /health/live (open), /health/ready
 
-Every answer runs through one path: request -> prompt tokens -> one task per choice, all feeding one queue -> pieces of text.
-A whole answer is the collected stream, so both always say the same. A request that can not be served is refused before any
-work: bad input 400, prompt too long 400, too many in flight 429. A fault after the first byte is sent as an error event and
-the stream ends without [DONE], so no client takes a cut answer for a whole one. When a client goes away its tasks are
-cancelled, which frees the engine's place. Prompts and answers are never logged.
+Every answer runs through one path: request -> prompt tokens -> jobs -> pieces of text (`answers`) -> object or events (`reply`).
+A request that can not be served is refused before any work: bad input 400, prompt too long 400, too many in flight 429. A prompt
+far above the context is refused by its characters, without being encoded. When a client goes away its tasks are cancelled, which
+frees the engine's place. Prompts and answers are never logged; the audit log holds who, when, how much.
 """
 
-import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, StreamingResponse
-from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Receive, Scope, Send
+from fastapi.responses import JSONResponse, Response
+from starlette.types import ASGIApp
 
-from medschool.errors import InputError, ServiceError
-from medschool.serve.admission import NOTICE, Gate, error_body
-from medschool.serve.chat import ApiError, ChatRequest, Head, Usage, event, read_request
-from medschool.serve.engine import Engine, Finish, Sampling
-from medschool.serve.template import Answer, Text
+from medschool.errors import ServiceError
+from medschool.serve.admission import CALLER, NOTICE, Caller, Gate, Limits
+from medschool.serve.answers import Job, answers
+from medschool.serve.audit import AuditLog, prompt_hash
+from medschool.serve.chat import ChatForm, ChatRequest
+from medschool.serve.completions import CompletionForm, CompletionRequest
+from medschool.serve.engine import Engine
+from medschool.serve.faults import ApiError, answer_errors
+from medschool.serve.keys import KeyRing
+from medschool.serve.metrics import Metrics
+from medschool.serve.reply import Form, Head, events, whole
+from medschool.serve.request import Drawn, read
+from medschool.serve.template import Text
+from medschool.serve.tokenizer_api import TokenizerApi, fitting
+from medschool.serve.turn import Stream, Turn
 
 logger = logging.getLogger(__name__)
 
@@ -51,44 +58,41 @@ class ModelInfo:
         }
 
 
-@dataclass(frozen=True)
-class Limits:
-    """context_tokens: longest prompt plus answer. max_answers: most choices in flight, running and waiting in the engine."""
-
-    context_tokens: int
-    max_answers: int
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Text that became certain for one choice, the tokens it took, and how the choice ended if it did."""
-
-    index: int
-    text: str
-    tokens: int
-    finish: Finish | None
+def build_api(
+    engine: Engine, text: Text, info: ModelInfo, keys: KeyRing, limits: Limits, audit: AuditLog | None = None
+) -> ASGIApp:
+    """The ASGI app of one model. keys: who may ask; without any, nobody can. audit: where requests are recorded."""
+    return Gate(build_routes(engine, text, info, limits, metrics := Metrics(), audit), keys, limits, info.version, metrics)
 
 
-def build_api(engine: Engine, text: Text, info: ModelInfo, key_hashes: Sequence[str], limits: Limits) -> ASGIApp:
-    """The ASGI app of one model. key_hashes: hex sha256 of the accepted API keys; without any, nobody can ask."""
+def build_routes(
+    engine: Engine, text: Text, info: ModelInfo, limits: Limits, metrics: Metrics, audit: AuditLog | None = None
+) -> FastAPI:
+    """What lies behind the gate. Nothing but `build_api` may serve it: it asks for no key."""
     api = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
-    service = _Service(engine, text, info, limits)
+    service, tokenizer = _Service(engine, text, info, limits, metrics, audit), TokenizerApi(text, limits.context_tokens)
     api.get("/health/live")(service.live)
     api.get("/health/ready")(service.ready)
+    api.get("/metrics", response_model=None)(service.metrics)
     api.get("/v1/models")(service.models)
     api.get("/v1/models/{name:path}")(service.model)
     api.post("/v1/chat/completions", response_model=None)(service.chat)
-    api.add_exception_handler(ApiError, _api_error)
-    api.add_exception_handler(HTTPException, _http_error)
-    api.add_exception_handler(Exception, _fault)
-    return Gate(api, key_hashes, info.version)
+    api.post("/v1/completions", response_model=None)(service.completions)
+    api.post("/tokenize")(tokenizer.tokenize)
+    api.post("/detokenize")(tokenizer.detokenize)
+    api.get("/tokenizer_info")(tokenizer.info)
+    answer_errors(api)
+    return api
 
 
 class _Service:
-    """The routes, and the count of choices in flight."""
+    """The routes, and the count of answers in flight."""
 
-    def __init__(self, engine: Engine, text: Text, info: ModelInfo, limits: Limits) -> None:
+    def __init__(
+        self, engine: Engine, text: Text, info: ModelInfo, limits: Limits, metrics: Metrics, audit: AuditLog | None
+    ) -> None:
         self._engine, self._text, self._info, self._limits = engine, text, info, limits
+        self._metrics, self._audit = metrics, audit
         self._in_flight = 0
 
     async def live(self) -> dict[str, str]:
@@ -101,6 +105,9 @@ class _Service:
             raise ApiError(503, error.problem, code="not_ready") from error
         return {"status": "ready", "model": self._info.name, "version": self._info.version}
 
+    async def metrics(self) -> Response:
+        return Response(self._metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
     async def models(self) -> dict[str, Any]:
         return {"object": "list", "data": [self._info.as_json()]}
 
@@ -108,154 +115,112 @@ class _Service:
         self._must_be_served(name)
         return self._info.as_json()
 
-    async def chat(self, request: Request) -> JSONResponse | StreamingResponse:
-        asked = read_request(await request.body())
+    async def chat(self, request: Request) -> Response:
+        asked = read(ChatRequest, await request.body(), self._engine)
         self._must_be_served(asked.model)
-        prompt = self._prompt(asked)
-        self._admit(asked.choices)
-        head = Head(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), self._info.name, self._info.version)
-        pieces = self._answer(asked, prompt)
-        if asked.stream:
-            return _Stream(_events(head, asked, len(prompt), pieces), lambda: self._release(asked.choices))
-        try:
-            return JSONResponse(await _whole(head, asked.choices, len(prompt), pieces))
-        except ServiceError as error:
-            logger.error("answer %s failed: %s", head.id, error)
-            raise ApiError(500, "the model failed; try again", code="engine_fault") from error
-        finally:
-            self._release(asked.choices)
+        messages = [message.as_template() for message in asked.messages]
+        room = self._limits.context_tokens - 1  # at least one token must fit behind the prompt
+        size = sum(len(message["content"]) for message in messages)
+        prompt = fitting(lambda: self._text.encode(messages), size, self._text, room, "messages")
+        most = min(asked.most_tokens or room, self._limits.context_tokens - len(prompt))
+        draws = [asked.sampling(index, most, self._text.vocab_size, asked.top) for index in range(asked.choices)]
+        jobs = [Job(tuple(prompt), sampling, tuple(asked.stop)) for sampling in draws]
+        form = ChatForm(self._head("chatcmpl"), self._text)
+        return await self._answered(request, asked, jobs, len(prompt), messages, form)
+
+    async def completions(self, request: Request) -> Response:
+        asked = read(CompletionRequest, await request.body(), self._engine)
+        self._must_be_served(asked.model)
+        most, prompts = asked.most_tokens, asked.prompts
+        if not most and not asked.echo:
+            raise ApiError(400, "0 is for `echo` alone", "max_tokens", "invalid_value")
+        if len(prompts) * asked.choices > self._limits.max_answers:
+            raise ApiError(400, f"at most {self._limits.max_answers} answers", "prompt", "invalid_value")
+        room = self._limits.context_tokens - (most > 0)
+        encoded = [self._prompt(prompt, room) for prompt in prompts]
+        jobs = [
+            self._job(asked, ids, prompt, index)
+            for prompt, ids in zip(prompts, encoded, strict=True)
+            for index in range(asked.choices)
+        ]
+        form = CompletionForm(self._head("cmpl"), self._text, asked.logprobs)
+        return await self._answered(request, asked, jobs, sum(map(len, encoded)), prompts, form)
+
+    def _prompt(self, prompt: str | list[int], room: int) -> list[int]:
+        """Token ids of one prompt of a plain completion."""
+        if isinstance(prompt, str):
+            return fitting(lambda: self._text.encode_text(prompt), len(prompt), self._text, room, "prompt")
+        if any(token >= self._text.vocab_size for token in prompt):
+            raise ApiError(400, f"the vocabulary has {self._text.vocab_size} tokens", "prompt", "invalid_value")
+        return fitting(lambda: prompt, 0, self._text, room, "prompt")
+
+    def _job(self, asked: CompletionRequest, ids: list[int], prompt: str | list[int], index: int) -> Job:
+        most = min(asked.most_tokens, self._limits.context_tokens - len(ids))
+        sampling = asked.sampling(index, most, self._text.vocab_size, asked.logprobs) if most else None
+        echo = (prompt if isinstance(prompt, str) else self._text.decode(ids)) if asked.echo else None
+        return Job(tuple(ids), sampling, tuple(asked.stop), echo, asked.logprobs)
+
+    def _head(self, kind: str) -> Head:
+        return Head(f"{kind}-{uuid.uuid4().hex}", int(time.time()), self._info.name, self._info.version)
 
     def _must_be_served(self, name: str) -> None:
         if name != self._info.name:
             raise ApiError(404, f"this server has one model, {self._info.name!r}", "model", "model_not_found")
 
-    def _prompt(self, asked: ChatRequest) -> list[int]:
-        """Token ids of the conversation; at least one token must fit behind it."""
+    async def _answered(
+        self, request: Request, asked: Drawn, jobs: Sequence[Job], prompt_tokens: int, subject: Any, form: Form
+    ) -> Response:
+        """The answer to an admitted request: events, or one object. subject: what is hashed for the audit log."""
+        turn = self._admit(request, jobs, prompt_tokens, subject)
+        pieces = turn.counted(answers(self._engine, self._text, jobs, self._limits.answer_timeout_s))
+        if asked.stream:
+            return Stream(events(form, len(jobs), prompt_tokens, pieces, asked.include_usage), turn)
         try:
-            prompt = self._text.encode([message.as_template() for message in asked.messages])
-        except InputError as error:
-            raise ApiError(400, error.problem, "messages", "invalid_value") from error
-        if len(prompt) >= self._limits.context_tokens:
-            problem = f"the prompt has {len(prompt)} tokens, the context {self._limits.context_tokens} with the answer"
-            raise ApiError(400, problem, "messages", "context_length_exceeded")
-        if not prompt:
-            raise ApiError(400, "the conversation is empty", "messages", "invalid_value")
-        return prompt
+            return JSONResponse(await whole(form, len(jobs), prompt_tokens, pieces))
+        except ServiceError as error:
+            logger.error("answer %s failed: %s", form.head.id, error)
+            raise ApiError(500, "the model failed; try again", code="engine_fault") from error
+        except TimeoutError as error:
+            problem = f"the answer was not whole after {self._limits.answer_timeout_s:g} s; set a smaller max_tokens"
+            raise ApiError(408, problem, code="timeout", final=True) from error
+        finally:
+            turn.end()
 
-    def _admit(self, choices: int) -> None:
-        if choices > self._limits.max_answers:
+    def _admit(self, request: Request, jobs: Sequence[Job], prompt_tokens: int, subject: Any) -> Turn:
+        """Places in the engine and in the key's limits, until the turn ends. Raises ApiError 429, 400 or 503."""
+        caller: Caller = request.scope[CALLER]
+        count = len(jobs)
+        if self._audit and self._audit.full:
+            raise ApiError(503, "the audit log can not be written", code="audit_unavailable")
+        if count > self._limits.max_answers:
             raise ApiError(400, f"at most {self._limits.max_answers} choices", "n", "invalid_value")
-        if self._in_flight + choices > self._limits.max_answers:
+        if self._in_flight + count > self._limits.max_answers:
             raise ApiError(429, "all places are taken; try again shortly", code="busy")
-        self._in_flight += choices
+        give_back = caller.quota.answers(count, prompt_tokens + sum(job.most_tokens for job in jobs))
+        self._taken(count)
+        digest, path = prompt_hash(subject), request.url.path
 
-    def _release(self, choices: int) -> None:
-        self._in_flight -= choices
+        def settle(turn: Turn) -> None:
+            self._taken(-count)
+            give_back(prompt_tokens + turn.tokens)
+            self._measure(turn, prompt_tokens)
+            if self._audit:
+                self._audit.append(
+                    request_id=caller.request_id, key=caller.name, path=path, model=self._info.name, version=self._info.version,
+                    prompt_sha256=digest, prompt_tokens=prompt_tokens, answers=count, answer_tokens=turn.tokens,
+                    outcome=turn.outcome, seconds=round(turn.seconds, 3),
+                )  # fmt: skip
 
-    async def _answer(self, asked: ChatRequest, prompt: list[int]) -> AsyncGenerator[Piece]:
-        """Pieces of all choices as they come. Raises ServiceError when one of them fails; the others are then cancelled."""
-        queue: asyncio.Queue[Piece | Exception] = asyncio.Queue()
+        return Turn(settle)
 
-        async def pump(index: int) -> None:
-            try:
-                async for piece in self._choice(asked, prompt, index):
-                    queue.put_nowait(piece)
-            except Exception as error:
-                queue.put_nowait(error)
+    def _taken(self, count: int) -> None:
+        self._in_flight += count
+        self._metrics.in_flight.set(self._in_flight)
 
-        tasks = [asyncio.create_task(pump(index)) for index in range(asked.choices)]
-        left = len(tasks)
-        try:
-            while left:
-                piece = await queue.get()
-                if isinstance(piece, Exception):
-                    raise piece
-                left -= piece.finish is not None
-                yield piece
-        finally:
-            for task in tasks:
-                task.cancel()
-
-    async def _choice(self, asked: ChatRequest, prompt: list[int], index: int) -> AsyncGenerator[Piece]:
-        answer = Answer(self._text, asked.stop)
-        async with aclosing(self._engine.generate(prompt, self._sampling(asked, len(prompt), index))) as steps:
-            async for step in steps:
-                text = answer.push(step.tokens) + (answer.close() if step.finish else "")
-                finish: Finish | None = "stop" if answer.stopped else step.finish
-                yield Piece(index, text, len(step.tokens), finish)
-                if finish:
-                    return
-
-    def _sampling(self, asked: ChatRequest, prompt_tokens: int, index: int) -> Sampling:
-        """OpenAI's defaults: temperature 1, top_p 1; as many tokens as fit. Each choice has its own seed."""
-        room = self._limits.context_tokens - prompt_tokens
-        return Sampling(
-            max_tokens=min(asked.max_completion_tokens or asked.max_tokens or room, room),
-            temperature=1.0 if asked.temperature is None else asked.temperature,
-            top_p=1.0 if asked.top_p is None else asked.top_p,
-            seed=None if asked.seed is None else asked.seed + index,
-        )
-
-
-async def _whole(head: Head, choices: int, prompt_tokens: int, pieces: AsyncGenerator[Piece]) -> dict[str, Any]:
-    """The stream collected into one completion object."""
-    texts, finishes, tokens = [""] * choices, list[Finish](["stop"] * choices), 0
-    async with aclosing(pieces):
-        async for piece in pieces:
-            texts[piece.index] += piece.text
-            finishes[piece.index] = piece.finish or "stop"
-            tokens += piece.tokens
-    return head.completion(texts, finishes, Usage(prompt_tokens, tokens))
-
-
-async def _events(head: Head, asked: ChatRequest, prompt_tokens: int, pieces: AsyncGenerator[Piece]) -> AsyncGenerator[str]:
-    """Server-sent events of one answer; a fault is the last event, without [DONE] behind it."""
-    tokens = 0
-    async with aclosing(pieces):
-        for index in range(asked.choices):
-            yield event(head.chunk(index, {"role": "assistant", "content": ""}))
-        try:
-            async for piece in pieces:
-                tokens += piece.tokens
-                if piece.text:
-                    yield event(head.chunk(piece.index, {"content": piece.text}))
-                if piece.finish:
-                    yield event(head.chunk(piece.index, {}, piece.finish))
-        except Exception as error:
-            logger.error("answer %s failed: %s: %s", head.id, type(error).__name__, error)
-            yield event(error_body("the model failed; the answer is not complete", "server_error", code="engine_fault"))
-            return
-    if asked.stream_options and asked.stream_options.include_usage:
-        yield event(head.usage_chunk(Usage(prompt_tokens, tokens)))
-    yield "data: [DONE]\n\n"
-
-
-class _Stream(StreamingResponse):
-    """Server-sent events. Calls `done` when they end, however they end: also when the client left before the first one."""
-
-    def __init__(self, events: AsyncGenerator[str], done: Any) -> None:
-        super().__init__(events, media_type="text/event-stream", headers={"cache-control": "no-store"})
-        self._events, self._done = events, done
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._done()
-            await self._events.aclose()
-
-
-async def _api_error(_: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, ApiError)
-    return JSONResponse(error.body, error.status, error.headers)
-
-
-async def _http_error(_: Request, error: Exception) -> JSONResponse:
-    """Unknown paths and methods."""
-    assert isinstance(error, HTTPException)
-    return JSONResponse(error_body(error.detail, "invalid_request_error"), error.status_code, error.headers)
-
-
-async def _fault(_: Request, error: Exception) -> JSONResponse:
-    """A defect of ours; the server logs its traceback."""
-    return JSONResponse(error_body("internal error", "server_error", code=type(error).__name__), 500)
+    def _measure(self, turn: Turn, prompt_tokens: int) -> None:
+        self._metrics.tokens.labels("prompt").inc(prompt_tokens)
+        self._metrics.tokens.labels("answer").inc(turn.tokens)
+        if turn.first_token_s is not None:
+            self._metrics.first_token_s.observe(turn.first_token_s)
+        if turn.token_s is not None:
+            self._metrics.token_s.observe(turn.token_s)

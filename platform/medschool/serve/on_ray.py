@@ -13,17 +13,18 @@ beyond it get 429 with Retry-After, which OpenAI's clients obey. Every bound is 
 import logging
 import os
 import time
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from ray import serve
 from ray.serve.config import BackpressureConfig
 from starlette.types import ASGIApp
 
-from medschool import artifact, registry
+from medschool import artifact, registry, storage
 from medschool.errors import InputError, MedschoolError, ServiceError, from_text
-from medschool.serve.admission import hash_key
-from medschool.serve.api import Limits, ModelInfo, build_api
+from medschool.serve import audit, keys
+from medschool.serve.admission import Limits
+from medschool.serve.api import ModelInfo, build_api
 from medschool.serve.engine import EchoEngine, Engine
 from medschool.serve.template import BytesText, CheckpointText, Text
 
@@ -55,8 +56,12 @@ class ChatArgs(BaseModel):
     """Answers that may wait for a place in one replica; beyond them 429."""
     num_cpus: Annotated[int, Field(ge=1)] = 1
     """Logical CPUs of a replica, and the threads the model computes with."""
+    answer_timeout_s: Annotated[float, Field(gt=0)] = 300.0
+    """From a whole request to the end of its answer, waiting included; then 408, or an error event where it streams."""
     api_key_sha256: tuple[Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")], ...] = ()
-    """Hex sha256 of each accepted API key. Empty takes the hash of MEDSCHOOL_API_KEY from the environment."""
+    """Hex sha256 of accepted API keys without limits. Empty takes the hash of MEDSCHOOL_API_KEY from the environment."""
+    store: str = ""
+    """URI of the store with the keys of `medschool keys`, where the audit log is written too. Empty takes MEDSCHOOL_STORE."""
 
     @model_validator(mode="after")
     def _engine_fits_model(self) -> Self:
@@ -65,13 +70,20 @@ class ChatArgs(BaseModel):
         return self
 
     def with_keys(self) -> "ChatArgs":
-        """These arguments with at least one key hash. Raises ServiceError when there is no key: the API is never open."""
-        if self.api_key_sha256:
-            return self
-        key = os.environ.get("MEDSCHOOL_API_KEY", "")
-        if not key:
-            raise ServiceError("no API key", "set MEDSCHOOL_API_KEY, or give hashes in api_key_sha256", "serve")
-        return self.model_copy(update={"api_key_sha256": (hash_key(key),)})
+        """These arguments with the environment's key and store. Raises ServiceError without any: the API is never open."""
+        own = os.environ.get("MEDSCHOOL_API_KEY", "")
+        hashes = self.api_key_sha256 or ((keys.hash_key(own),) if own else ())
+        store = self.store or os.environ.get("MEDSCHOOL_STORE", "")
+        if not hashes and not store:
+            raise ServiceError("no API key", "set MEDSCHOOL_API_KEY, or MEDSCHOOL_STORE for `medschool keys create`", "serve")
+        return self.model_copy(update={"api_key_sha256": hashes, "store": store})
+
+
+class Tls(NamedTuple):
+    """Files on every node that listens: a certificate chain and its key, both PEM."""
+
+    certificate: str
+    key: str
 
 
 class Replica:
@@ -80,12 +92,16 @@ class Replica:
     def __init__(self, args: ChatArgs, manifest_uri: str, identity: str) -> None:
         self._args, self._identity = args, identity
         self._text, self._engine, self._version = _load(args, manifest_uri)
+        fixed = [keys.Key(f"configured-{number}", found) for number, found in enumerate(args.api_key_sha256, start=1)]
+        self._keys = keys.KeyRing(fixed, keys.keys_uri(args.store) if args.store else "")
+        self._audit = audit.AuditLog(storage.join(args.store, audit.FOLDER)) if args.store else None
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         args = self._args
-        limits = Limits(args.max_context_tokens, args.max_concurrent_requests + args.max_waiting_requests)
+        places = args.max_concurrent_requests + args.max_waiting_requests
+        limits = Limits(args.max_context_tokens, places, answer_timeout_s=args.answer_timeout_s)
         info = ModelInfo(args.served_name, self._version, int(time.time()))
-        return build_api(self._engine, self._text, info, args.api_key_sha256, limits)
+        return build_api(self._engine, self._text, info, self._keys, limits, self._audit)
 
     def identity(self) -> str:
         """What this replica was deployed from; equal for equal arguments and weights."""
@@ -95,6 +111,9 @@ class Replica:
         self._engine.check()
 
     def __del__(self) -> None:
+        for ending in ("_keys", "_audit"):
+            if part := getattr(self, ending, None):
+                part.close()
         if engine := getattr(self, "_engine", None):
             engine.stop()
 
@@ -152,15 +171,17 @@ def _bind(args: ChatArgs, manifest_uri: str, identity: str) -> serve.Application
     return bound
 
 
-def deploy(args: ChatArgs, http_port: int) -> str:
+def deploy(args: ChatArgs, http_port: int, tls: Tls | None = None) -> str:
     """Serve `args` on this cluster and wait until it answers; the base URL. What already runs with them is left alone.
+
+    With `tls` it is served over HTTPS alone, on the same address.
 
     Raises ServiceError when it can not start or the registry knows no such model, InputError when there is no such manifest.
     """
     resolved = _resolved(args)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    serve.start(proxy_location="EveryNode", http_options={"host": HOST, "port": http_port})
-    url = f"http://{HOST}:{http_port}"
+    serve.start(proxy_location="EveryNode", http_options={"host": HOST, "port": http_port, **_tls_options(tls)})
+    url = f"{'https' if tls else 'http'}://{HOST}:{http_port}"
     if _running_identity() != resolved[2]:
         try:
             serve.run(_bind(*resolved), name=APP_NAME, route_prefix="/")
@@ -168,6 +189,14 @@ def deploy(args: ChatArgs, http_port: int) -> str:
             raise _not_started(error, url) from error
     _must_answer(url)
     return url
+
+
+def _tls_options(tls: Tls | None) -> dict[str, str]:
+    """Serve's options for HTTPS. Raises ServiceError for a file that is not there."""
+    for path in tls or ():
+        if not os.path.isfile(path):
+            raise ServiceError("no such file", "name the PEM files of a certificate and its key", path)
+    return {"ssl_certfile": tls.certificate, "ssl_keyfile": tls.key} if tls else {}
 
 
 def _not_started(error: RuntimeError, url: str) -> MedschoolError:
@@ -195,7 +224,8 @@ def _must_answer(url: str) -> None:
     import httpx
 
     try:
-        httpx.get(f"{url}/health/live", timeout=10).raise_for_status()
+        # unverified: a certificate names the outside, not 127.0.0.1, and nothing secret is sent
+        httpx.get(f"{url}/health/live", timeout=10, verify=False).raise_for_status()
     except httpx.HTTPError as error:
         remedy = "if Serve already runs on this cluster with another port, use that one or run `serve shutdown`"
         raise ServiceError(f"the chat application runs but {url} does not answer ({error})", remedy, url) from error

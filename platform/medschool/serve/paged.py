@@ -12,15 +12,22 @@ Sampling is ours (`Sampler`): transformers draws a whole batch from one generato
 request, and its top-p sorts the vocabulary even for greedy requests. Gumbel-max gives each request its own stream: with noise g
 of the standard Gumbel distribution, argmax(logits / temperature + g) is a draw from softmax(logits / temperature).
 
-Shapes: B rows with a new token, V vocabulary.
+Log-probabilities of what is written are taken where the token is drawn; those of a given text come from one plain forward over
+it, one text at a time, beside the running batch, by modules of their own over the same weights. Its price: T x V x 4 bytes for
+the logits, 200 MB for 1,024 tokens of a vocabulary of 49,152.
+
+Shapes: B rows with a new token, V vocabulary, T tokens of a text.
 """
 
 import asyncio
+import copy
 import hashlib
 import json
 import secrets
 import uuid
+from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -34,7 +41,7 @@ from transformers.generation.continuous_batching.cb_logits_processors import (
 )
 
 from medschool.errors import InputError, PlanError, ServiceError
-from medschool.serve.engine import Finish, Sampling, Step
+from medschool.serve.engine import Finish, Likelihood, Sampling, Step
 from medschool.train.model import check_model_files, load_model
 
 PAGE_TOKENS = 32
@@ -50,8 +57,12 @@ class TransformersEngine:
     end_ids: tokens that end an answer, besides those in the model's generation_config.json.
     """
 
+    honours = frozenset({"logprobs", "top_logprobs", "logit_bias", "presence_penalty", "frequency_penalty"})
+
     def __init__(self, folder: Path, end_ids: Sequence[int], context_tokens: int, places: int, dtype: Dtype = "bf16") -> None:
         model = _load_model(folder, context_tokens, dtype)
+        self._scorer = _twin(model)
+        self._scoring = ThreadPoolExecutor(1, "score")
         known = model.generation_config.eos_token_id
         self._end_ids = sorted({*end_ids, *([known] if isinstance(known, int) else known or [])})
         self._manager = model.init_continuous_batching(
@@ -68,18 +79,20 @@ class TransformersEngine:
         outputs: asyncio.Queue[Any] = asyncio.Queue()
         self._manager.register_result_handler(request_id, outputs.put_nowait)
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
+        trace: list[Likelihood] = []
         done, seen = False, 0
         try:
             self._manager.add_request(
-                list(prompt), request_id, sampling.max_tokens, streaming=True, sampling=replace(sampling, seed=seed)
+                list(prompt), request_id, sampling.max_tokens, streaming=True, sampling=replace(sampling, seed=seed), trace=trace
             )
             while not done:
                 output = await outputs.get()
                 if output.error is not None:
                     raise ServiceError(f"the model failed: {output.error}", "see the replica's log", "engine")
                 done, fresh = output.is_finished(), tuple(output.generated_tokens[seen:])
+                likely = tuple(trace[seen : seen + len(fresh)])
                 seen += len(fresh)
-                yield Step(fresh, self._finish(fresh) if done else None)
+                yield Step(fresh, self._finish(fresh) if done else None, likely)
         finally:
             if not done:
                 self._manager.cancel_request(request_id)
@@ -88,43 +101,80 @@ class TransformersEngine:
     def _finish(self, tokens: tuple[int, ...]) -> Finish:
         return "stop" if tokens and tokens[-1] in self._end_ids else "length"
 
+    async def score(self, tokens: Sequence[int], top: int) -> list[Likelihood | None]:
+        self.check()
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._scoring, self._scored, list(tokens), top)
+        except RuntimeError as error:
+            raise ServiceError(f"the model failed: {error}", "see the replica's log", "engine") from error
+
+    def _scored(self, tokens: list[int], top: int) -> list[Likelihood | None]:
+        with torch.inference_mode():
+            logits_TV = self._scorer(torch.tensor([tokens], device=self._scorer.device), use_cache=False).logits[0, :-1]
+        following = zip(logits_TV, tokens[1:], strict=True)
+        return [None, *(likelihood(logits_V.float().log_softmax(-1), token, top) for logits_V, token in following)]
+
     def check(self) -> None:
         if not self._manager.is_running():
             raise ServiceError("the generation loop has ended", "the replica is replaced; see its log for the cause", "engine")
 
     def stop(self) -> None:
+        self._scoring.shutdown(wait=False, cancel_futures=True)
         if self._manager.is_running():
             self._manager.stop(block=True, timeout=STOP_TIMEOUT_S, hard_stop=True)
 
 
 class Sampler(ContinuousBatchingLogitsProcessor):  # type: ignore[misc]  # transformers is not checked
-    """Adds each request's own noise to its row, so that the argmax that follows is the draw.
+    """Makes of each request's row one whose argmax, which follows, is the draw; writes log-probabilities into its `trace`.
 
     Rows are remembered between `prepare_tensor_args` and the call, which the synchronous loop makes in turn from one thread; the
     int32 tensor that the library offers for arguments can not hold a 64-bit seed.
     """
 
     def __init__(self) -> None:
-        self.supported_kwargs: dict[str, type] = {"sampling": Sampling}
+        self.supported_kwargs: dict[str, type] = {"sampling": Sampling, "trace": list}
         self.ignored_kwargs: tuple[str, ...] = ()
-        self._rows: list[tuple[Sampling, int]] = []
+        self._states: list[Any] = []
 
     def fill_defaults(self, int32_tensor: torch.Tensor) -> None:
         int32_tensor.zero_()
 
     def prepare_tensor_args(self, requests_with_new_token: list[Any]) -> torch.Tensor:
-        states = [request.state for request in requests_with_new_token]
-        self._rows = [
-            (state.logit_processor_kwargs["sampling"], len(state.initial_tokens) + state.generated_len()) for state in states
-        ]
-        return torch.zeros(len(states), dtype=torch.int32)
+        self._states = [request.state for request in requests_with_new_token]
+        return torch.zeros(len(self._states), dtype=torch.int32)
 
     def __call__(self, scores: torch.Tensor, tensor_arg: torch.Tensor) -> torch.Tensor:
-        """scores_BV float32, changed in place for the rows that sample."""
-        for row, (sampling, position) in enumerate(self._rows):
+        """scores_BV float32, changed in place for the rows that do not simply take the most likely token."""
+        for row, state in enumerate(self._states):
+            sampling: Sampling = state.logit_processor_kwargs["sampling"]
+            logprobs_V = None if sampling.top_logprobs is None else scores[row].float().log_softmax(-1)
+            adjust(scores[row], sampling, state.generated_tokens)
             if sampling.temperature > 0:
-                scores[row] = noisy(scores[row], sampling, position)
+                scores[row] = noisy(scores[row], sampling, len(state.initial_tokens) + state.generated_len())
+            if logprobs_V is not None:
+                drawn = int(scores[row].argmax())
+                state.logit_processor_kwargs["trace"].append(likelihood(logprobs_V, drawn, sampling.top_logprobs or 0))
         return scores
+
+
+def adjust(logits_V: torch.Tensor, sampling: Sampling, answer: Sequence[int]) -> None:
+    """Bias and penalties, in place. answer: tokens written so far.
+
+    Source: OpenAI's API reference, `logit_bias`, and its guide's "Frequency and presence penalties":
+    mu[j] -> mu[j] - c[j] * alpha_frequency - float(c[j] > 0) * alpha_presence.
+    """
+    for token, bias in sampling.logit_bias.items():
+        logits_V[token] += bias
+    if sampling.presence_penalty or sampling.frequency_penalty:
+        for token, count in Counter(answer).items():
+            logits_V[token] -= count * sampling.frequency_penalty + sampling.presence_penalty
+
+
+def likelihood(logprobs_V: torch.Tensor, token: int, top: int) -> Likelihood:
+    """One token's log-probability, and the `top` likeliest."""
+    best = logprobs_V.topk(top) if top else None
+    likeliest = zip(best.indices.tolist(), best.values.tolist(), strict=True) if best else ()
+    return Likelihood(float(logprobs_V[token]), tuple(likeliest))
 
 
 def noisy(logits_V: torch.Tensor, sampling: Sampling, position: int) -> torch.Tensor:
@@ -158,6 +208,11 @@ def _batching(context_tokens: int, places: int) -> ContinuousBatchingConfig:
         use_cuda_graph=False,
         per_request_processors=True,
     )
+
+
+def _twin(model: Any) -> Any:
+    """The same weights, not copied, in modules of their own: continuous batching changes the attention of those it is given."""
+    return copy.deepcopy(model, {id(shared): shared for shared in (*model.parameters(), *model.buffers())})
 
 
 def _load_model(folder: Path, context_tokens: int, dtype: Dtype) -> Any:

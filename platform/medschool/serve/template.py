@@ -26,13 +26,33 @@ class Text(Protocol):
 
     end_ids: tuple[int, ...]
     """Tokens that end an answer."""
+    vocab_size: int
+    """Token ids are below it."""
+    longest_token: int
+    """Characters of the longest token, so that a text far above the context is refused without being encoded."""
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """Prompt of a conversation, with the opening of the model's turn. Raises InputError when the template refuses it."""
         ...
 
+    def encode_text(self, text: str) -> list[int]:
+        """Plain text, without special tokens; a control token's name in it stays text. Raises InputError where it cannot."""
+        ...
+
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of tokens; control tokens give nothing, incomplete characters give U+FFFD."""
+        ...
+
+    def name(self, token: int) -> str:
+        """One token as a client sees it: its text, or its name in the vocabulary where it has no text of its own."""
+        ...
+
+    def control(self, name: str) -> int | None:
+        """The control token of this name."""
+        ...
+
+    def describe(self) -> dict[str, str | None]:
+        """Names of the special tokens and the chat template, as transformers' tokenizer_config.json calls them."""
         ...
 
 
@@ -40,12 +60,26 @@ class BytesText:
     """Needs no files: a token is a byte of UTF-8, a prompt is the contents line by line. For `EchoEngine`."""
 
     end_ids: tuple[int, ...] = ()
+    vocab_size = 256
+    longest_token = 1
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         return list("\n".join(message["content"] for message in messages).encode())
 
     def decode(self, tokens: Sequence[int]) -> str:
         return bytes(tokens).decode(errors="replace")
+
+    def encode_text(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def name(self, token: int) -> str:
+        return chr(token) if token < 128 else f"<0x{token:02X}>"
+
+    def control(self, name: str) -> int | None:
+        return None
+
+    def describe(self) -> dict[str, str | None]:
+        return {"tokenizer_class": "BytesText", "bos_token": None, "eos_token": None, "pad_token": None, "chat_template": None}
 
 
 class CheckpointText:
@@ -54,12 +88,32 @@ class CheckpointText:
     def __init__(self, folder: Path) -> None:
         self._template = ChatTemplate(folder)
         self.end_ids: tuple[int, ...] = (self._template.eos_id,)
+        self._names = self._template.token_names()
+        self.vocab_size = len(self._names)
+        self.longest_token = max(map(len, self._names))
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         return self._template.prompt([rows.Message(message["role"], message["content"]) for message in messages])
 
     def decode(self, tokens: Sequence[int]) -> str:
         return self._template.decode(tokens)
+
+    def encode_text(self, text: str) -> list[int]:
+        return self._template.encode(text)
+
+    def name(self, token: int) -> str:
+        if token >= len(self._names):  # models round their vocabulary up
+            return f"<unused {token}>"
+        name = self._names[token]
+        # SentencePiece's mark of a space is read here, since decoding one token alone drops it
+        plain = name.replace("\u2581", " ") if "\u2581" in name else self.decode([token])
+        return name if not plain or UNFINISHED in plain else plain
+
+    def control(self, name: str) -> int | None:
+        return next((token for token in self._template.control_ids if self._names[token] == name), None)
+
+    def describe(self) -> dict[str, str | None]:
+        return self._template.describe()
 
 
 class Answer:

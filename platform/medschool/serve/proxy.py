@@ -1,0 +1,68 @@
+"""What Ray Serve's proxies do for us: a deadline for headers, and their own refusals in the form that OpenAI's clients read.
+
+    RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=medschool.serve.proxy:proxy_middlewares        where Ray is started; `up` sets it
+
+Ray calls that function in each proxy just before it starts uvicorn, and lets nothing else be set there. The deadline is put in
+the place of uvicorn's own protocol in uvicorn's table of protocols.
+
+A proxy answers by itself, as plain text, when the queue is full (429), no replica lives (503) or one died (500). Those texts can
+hold a traceback, so they are not passed on.
+"""
+
+import json
+
+from starlette.datastructures import Headers
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.config import HTTP_PROTOCOLS
+
+from medschool.serve.deadline import TimedProtocol
+from medschool.serve.faults import ApiError
+
+SAID = {
+    404: ("there is no such path", None),
+    408: ("the answer took too long", "timeout"),
+    429: ("all places are taken; try again shortly", "busy"),
+    503: ("the model is not ready; try again shortly", "not_ready"),
+}
+
+
+def proxy_middlewares() -> list[Middleware]:
+    """Ray Serve's hook into its proxies."""
+    HTTP_PROTOCOLS["auto"] = f"{TimedProtocol.__module__}:{TimedProtocol.__name__}"
+    return [Middleware(JsonErrors)]
+
+
+class JsonErrors:
+    """ASGI middleware: a refusal in plain text becomes one in JSON with the same status and headers."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        plain: Message | None = None
+
+        async def as_json(message: Message) -> None:
+            nonlocal plain
+            if message["type"] == "http.response.start" and _is_plain_error(message):
+                plain = message
+            elif plain is None:
+                await send(message)
+            elif not message.get("more_body", False):
+                for part in _in_json(plain):
+                    await send(part)
+
+        await self._app(scope, receive, as_json)
+
+
+def _is_plain_error(start: Message) -> bool:
+    return bool(start["status"] >= 400) and Headers(raw=start["headers"]).get("content-type", "").startswith("text/plain")
+
+
+def _in_json(start: Message) -> tuple[Message, Message]:
+    """Head and body of the same refusal."""
+    message, code = SAID.get(start["status"], ("the server failed; try again", "server_fault"))
+    body = json.dumps(ApiError(start["status"], message, code=code).body).encode()
+    replaced = {b"content-type": b"application/json", b"content-length": str(len(body)).encode()}
+    kept = [(name, value) for name, value in start["headers"] if name.lower() not in replaced]
+    return {**start, "headers": [*kept, *replaced.items()]}, {"type": "http.response.body", "body": body}
