@@ -1,11 +1,13 @@
-"""python -m jobs.report RECIPE: print the table and write the HTML page of a finished verdict."""
+"""python -m jobs.report RECIPE: print the table of a finished verdict, and write it as an HTML page and as Markdown."""
 
 import json
 
 from jobs.run import Run, main
 from medschool import storage
 from medschool.ablate.compare import read_verdict
+from medschool.ablate.gain import gains
 from medschool.ablate.gather import gather, spent
+from medschool.ablate.markdown import markdown
 from medschool.ablate.page import finite, render
 from medschool.ablate.report import table
 from medschool.plan import make_plan
@@ -13,14 +15,15 @@ from medschool.procedure import results_uri
 
 
 def report(run: Run) -> None:
-    """The table to the user, report.html and results.json to the store; `medschool submit` brings them home."""
+    """The table to the user; report.html, report.md and results.json to the store; `medschool submit` brings them home."""
     recipe, verdict = run.recipe, read_verdict(run.artifact("verdict"))
-    for line in table(recipe, verdict, spent(recipe, run.artifact)).splitlines():
+    for line in table(recipe, verdict, spent(recipe, run.artifact), gains(recipe, verdict, run.artifact)).splitlines():
         run.say(line)
     planned = {course.stage: course.tokens for course in make_plan(recipe, run.store_uri).courses}
-    page = render(gather(recipe, run.artifact, planned, run.made))
+    found = gather(recipe, run.artifact, planned, run.made)
     folder = results_uri(run.store_uri, recipe)
-    storage.write_bytes(storage.join(folder, "report.html"), page.encode())
+    storage.write_bytes(storage.join(folder, "report.html"), render(found).encode())
+    storage.write_bytes(storage.join(folder, "report.md"), markdown(recipe, found).encode())
     storage.write_bytes(storage.join(folder, "results.json"), json.dumps(finite(verdict), indent=1, sort_keys=True).encode())
 
 

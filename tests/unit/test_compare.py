@@ -5,92 +5,15 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pytest
+from scored_trials import BASE, SOURCES, recipe_with, scored, trials
 
 from medschool.ablate.compare import VERDICT, Scored, comparisons, make_verdict, read_verdict
 from medschool.ablate.report import Spent, mlflow_metrics, table
 from medschool.artifact import Artifact
 from medschool.errors import StageError
 from medschool.recipe import Recipe
-
-SOURCES = ("books", "papers", "general")
-KNOWLEDGE = {"books": 15, "papers": 4, "general": 1}
-BASE: dict[str, Any] = {
-    "name": "sample",
-    "seed": 7,
-    "model": {"uri": "raw/models/tiny", "dtype": "fp32"},
-    "sources": {name: {"files": [{"uri": f"raw/{name}/*", "format": "prose"}], "licences": ["cc0"]} for name in SOURCES},
-    "clean": {"min_chars": 10},
-    "tokens": {"row_tokens": 32, "heldout_tokens": 100, "heldout_document_tokens": 32},
-    "pretrain": {"batch_rows": 20, "length": {"steps": 2}, "optimizer": {"lr": 1e-3, "warmup_fraction": 0.1}},
-    "instruct": {"batch_rows": 20, "length": {"steps": 2}, "optimizer": {"lr": 1e-3, "warmup_fraction": 0.1}},
-    "chats": {"row_tokens": 64},
-    "instructions": {"school": {"files": [{"uri": "raw/school/*", "format": "mmlu"}], "licences": ["mit"]}},
-    "exams": {"clinical": {"files": [{"uri": "raw/exam/*", "format": "mmlu"}]}},
-    "variants": {
-        "base": {},
-        "control": {"weights": {"general": 20}},
-        "knowledge": {"weights": KNOWLEDGE},
-        "instructed": {"weights": KNOWLEDGE, "instructions": {"school": 1}},
-    },
-    "evaluate": {"bootstrap_resamples": 300},
-    "probes": {"items": 20},
-    "gate": {"candidates": ["instructed", "knowledge"], "control": "control", "improves": ["papers"], "keeps": ["clinical"]},
-}
-
-
-def recipe_with(**changes: Any) -> Recipe:
-    return Recipe.model_validate({key: value for key, value in (BASE | changes).items() if value is not None})
-
-
-def losses(level: float, source: str, noise: int) -> list[dict[str, Any]]:
-    hard = np.random.default_rng(1).normal(3.0, 0.5, 24)
-    jitter = np.random.default_rng(noise).normal(0, 0.01, 24)
-    return [
-        {"source": source, "id": f"{source}:{k}", "nll_nats": 30 * float(hard[k] * level + jitter[k]), "targets": 30}
-        for k in range(24)
-    ]
-
-
-def scored(
-    variant: str,
-    seed: int | None,
-    levels: dict[str, float],
-    right: int,
-    facts: tuple[int, int],
-    trained_seeds: tuple[int, ...] = (7,),
-    name: str = "",
-) -> Scored:
-    """A trial with losses at `levels`, the first `right` of 60 items right, and the first of 20 facts and 20 twins right."""
-    rows = [row for source in SOURCES for row in losses(levels.get(source, 1.0), source, seed or 0)]
-    probes = [
-        {
-            "id": f"graph/books:{owner}:{k}", "kind": "graph/books", "seed": owner, "answer": 1, "chosen": 1 if k < known else 0,
-            "correct": k < known, "log_prob": -3.0 + (0.1 * known + 0.01 * k), "tokens": 3,
-        }
-        for owner, known in [*((owner, facts[0]) for owner in trained_seeds), (None, facts[1])]
-        for k in range(20)
-        if seed in (None, owner) or owner is None
-    ]  # fmt: skip
-    items = [
-        {"exam": "clinical", "id": f"i{k:02}", "answer": 0, "chosen": int(k >= right), "correct": k < right} for k in range(60)
-    ]
-    said = [
-        {"exam": "clinical", "id": f"i{k:02}", "text": "hm", "chosen": 0 if k < 2 else None, "correct": k < 1} for k in range(8)
-    ]
-    tables = [pa.Table.from_pylist(found) for found in (rows, items, said, probes)]
-    return Scored(name or variant, variant, seed, *tables)
-
-
-def trials(knowledge: float = 0.95, instructed_right: int = 20, instructed: float = 0.95) -> list[Scored]:
-    return [
-        scored("base", None, {}, 15, (8, 8)),
-        scored("control", 7, {"general": 0.97}, 15, (8, 8)),
-        scored("knowledge", 7, {"papers": knowledge, "books": 0.9}, 16, (18, 10)),
-        scored("instructed", 7, {"papers": instructed, "books": 0.91}, instructed_right, (17, 10)),
-    ]
 
 
 def verdict_of(folder: Path, recipe: Recipe, found: list[Scored]) -> dict[str, Any]:
@@ -129,7 +52,9 @@ def test_the_verdict_has_every_measure_of_every_comparison(tmp_path: Path) -> No
     compared = [(probe["variant"], probe["reference"]) for probe in verdict["probes"]]
     assert len(compared) == 5 and ("instructed", "knowledge") not in compared  # knowledge has read these facts too
     papers = effect(verdict, "knowledge", "control", "papers")
-    assert (papers["measure"], papers["n"], papers["word"], papers["p"]) == ("perplexity", 24, "helped", None)
+    assert (papers["measure"], papers["n"], papers["word"], papers["needs"]) == ("perplexity", 24, "helped", None)
+    assert papers["p"] == pytest.approx(1 / 10_001) and papers["p_adjusted"] == pytest.approx(24 / 10_001)
+    assert verdict["family"] == {"method": "holm", "comparisons": 24, "level": 0.05, "power": 0.8}
     exam = effect(verdict, "instructed", "control", "clinical")
     assert (exam["measure"], exam["n"], exam["gained"], exam["lost"], exam["change"]) == (
         "accuracy",
@@ -138,7 +63,8 @@ def test_the_verdict_has_every_measure_of_every_comparison(tmp_path: Path) -> No
         0,
         pytest.approx(5 / 60),
     )
-    assert exam["p"] == pytest.approx(2 / 32) and exam["word"] == "cannot tell"
+    assert exam["p"] == pytest.approx(2 / 32) and exam["p_adjusted"] > exam["p"] and exam["word"] == "cannot tell"
+    assert exam["needs"]["items"] > 60 and exam["needs"]["effect"] == exam["change"]
 
 
 def test_the_scores_of_a_trial_are_plain_sums(tmp_path: Path) -> None:
@@ -150,7 +76,9 @@ def test_the_scores_of_a_trial_are_plain_sums(tmp_path: Path) -> None:
     exam = base["exams"]["clinical"]
     assert (exam["items"], exam["correct"], exam["accuracy"]) == (60, 15, 0.25)
     assert exam["low"] < 0.25 < exam["high"]
-    assert exam["written"] == {"items": 8, "correct": 1, "unparsed": 6}
+    written = exam["written"]
+    assert (written["items"], written["correct"], written["unparsed"]) == (8, 1, 6)
+    assert (written["parse_rate"]["value"], written["accuracy"]["value"]) == (0.25, 0.125)
     assert base["probes"] == {"graph/books": {"trained": {"items": 20, "correct": 8}, "twins": {"items": 20, "correct": 8}}}
     assert (base["seed"], base["variant"]) == (None, "base")
 
@@ -222,7 +150,7 @@ def test_facts_of_each_seed_are_asked_of_the_trial_with_that_seed(tmp_path: Path
 @pytest.mark.parametrize("best", [7, 8])
 def test_the_winner_of_several_seeds_is_the_trial_with_the_lowest_perplexity(tmp_path: Path, best: int) -> None:
     recipe = recipe_with(train_seeds=[7, 8])
-    verdict = verdict_of(tmp_path, recipe, seeded({7: 0.93, 8: 0.93} | {best: 0.9}, {7: 8, 8: 8}))
+    verdict = verdict_of(tmp_path, recipe, seeded({7: 0.93, 8: 0.93} | {best: 0.927}, {7: 8, 8: 8}))
     papers = effect(verdict, "knowledge", "control", "papers")
     assert papers["seeds"] == 2 and list(papers["by_seed"]) == ["7", "8"]
     assert min(papers["by_seed"], key=papers["by_seed"].get) == str(best)
@@ -304,10 +232,11 @@ def test_report_json_and_mlflow_have_the_same_numbers(tmp_path: Path) -> None:
         *(f"perplexity_{source}" for source in SOURCES), "accuracy_clinical", "unparsed_clinical",
         "probe_trained_graph_books", "probe_twins_graph_books",
     }  # fmt: skip
-    first, second = (line.split() for line in text.splitlines() if line.startswith("knowledge  "))
+    first, second, third = (line.split() for line in text.splitlines() if line.startswith("knowledge  "))
     assert first == ["knowledge", *(f"{metrics[f'perplexity_{source}']:.2f}" for source in SOURCES), "23,040", "1.2"]
     assert second[:4] == ["knowledge", "clinical", "60", f"{100 * metrics['accuracy_clinical']:.1f}%"]
     assert second[-3:] == ["75%", "of", "8"] and metrics["unparsed_clinical"] == 0.75
+    assert third[:4] == ["knowledge", "clinical", "8", "25.0%"]
     assert metrics["probe_trained_graph_books"] == 0.9
 
 

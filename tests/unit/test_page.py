@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medschool.ablate import page, plots
+from medschool.ablate.gain import Gain
 from medschool.ablate.page import Cost, Curve, Mixture, Report, render
 from medschool.ablate.report import SMALL, Spent
 from medschool.recipe.schema import Gate
@@ -47,6 +48,15 @@ def gain(change: float, half: float) -> dict[str, Any]:
     return {"change": change, "low": low, "high": high, "word": "helped" if low > 0 else "hurt" if high < 0 else "cannot tell"}
 
 
+def written(unparsed: int) -> dict[str, Any]:
+    parsed = 1 - unparsed / 24
+    shares = {
+        "parse_rate": {"value": parsed, "low": parsed / 2, "high": 1.0},
+        "accuracy": {"value": 0.125, "low": 0.043, "high": 0.31},
+    }
+    return {"items": 24, "correct": 3, "unparsed": unparsed, "letters": {"A": 1, "B": 23 - unparsed}} | shares
+
+
 def trial(variant: str, seed: int | None, name: str) -> dict[str, Any]:
     shift = 0.01 * ((seed or 7) - 7)
     correct = CORRECT[variant] + (seed or 7) - 7
@@ -63,7 +73,7 @@ def trial(variant: str, seed: int | None, name: str) -> dict[str, Any]:
         "variant": variant,
         "seed": seed,
         "perplexity": {source: {"value": value + shift, "documents": 82, "targets": 9918} for source, value in perplexity},
-        "exams": {EXAM: exam | {"written": {"items": 24, "correct": 3, "unparsed": 4 if variant == "instructed" else 20}}},
+        "exams": {EXAM: exam | {"written": written(4 if variant == "instructed" else 20)}},
         "probes": {kind: {"trained": {"items": 40, "correct": 12}, "twins": {"items": 40, "correct": 10}} for kind in KINDS},
     }
 
@@ -75,14 +85,32 @@ def effects(seeds: tuple[int, ...]) -> list[dict[str, Any]]:
         for source, ours, theirs in zip(SOURCES, PERPLEXITY[variant], PERPLEXITY[reference], strict=True):
             moved = gain(ours / theirs - 1, 0.021)
             word = {"helped": "hurt", "hurt": "helped"}.get(moved["word"], "cannot tell")
-            facts = {"n": 82, "p": None, "gained": None, "lost": None, "by_seed": {str(s): moved["change"] for s in seeds}}
+            facts = {"n": 82, "p": 0.0004, "p_adjusted": 0.0096, "gained": None, "lost": None, "needs": None}
+            facts |= {"by_seed": {str(s): moved["change"] for s in seeds}}
             made.append(common | {"measure": "perplexity", "on": source} | moved | facts | {"word": word})
         moved = gain((CORRECT[variant] - CORRECT[reference]) / 200, 0.045)
-        facts = {"n": 200, "p": 0.012 if moved["word"] == "helped" else 0.61, "gained": 21, "lost": 20}
+        helped = moved["word"] == "helped"
+        facts = {"n": 200, "p": 0.012 if helped else 0.61, "p_adjusted": 0.032 if helped else 1.0, "gained": 21, "lost": 20}
+        facts |= {
+            "needs": None if helped else {"effect": moved["change"], "items": 14000, "seeds": 5 if len(seeds) > 1 else None}
+        }
         made.append(
             common | {"measure": "accuracy", "on": EXAM} | moved | facts | {"by_seed": {str(s): moved["change"] for s in seeds}}
         )
     return made
+
+
+def retention() -> list[dict[str, Any]]:
+    """What `instructed` kept, might have lost, and lost."""
+    found = []
+    for on, change, word in ((EXAM, 0.01, "kept"), ("mmlu_other", -0.01, "cannot tell"), ("<i>law", -0.09, "forgot")):
+        facts = {"measure": "accuracy", "on": on, "variant": "instructed", "reference": "base", "n": 200, "seeds": 1}
+        wanting = {"effect": 0.0, "items": 1900, "seeds": None} if word == "cannot tell" else None
+        found.append(
+            facts
+            | {"change": change, "low": change - 0.02, "high": change + 0.02, "margin": 0.02, "word": word, "needs": wanting}
+        )
+    return found
 
 
 def probes() -> list[dict[str, Any]]:
@@ -120,6 +148,7 @@ def sample(seeds: tuple[int, ...] = (7,)) -> Report:
         costs.append(Cost(f"evaluate/{name}", 42.0, False, None, None))
     reason = "instructed improves on control: papers -3.4% [-5.5%, -1.3%]; it keeps mmlu_clinical"
     winner_trial = names[("instructed", seeds[0])]
+    candidates = {"instructed": {"passed": True, "word": "helped", "trial": winner_trial, "reason": reason}}
     return Report(
         recipe_name="quickstart",
         recipe_yaml=RECIPE,
@@ -132,8 +161,16 @@ def sample(seeds: tuple[int, ...] = (7,)) -> Report:
             "confidence": 0.95,
             "trials": [trial(variant, seed, name) for (variant, seed), name in names.items()],
             "effects": effects(seeds),
+            "family": {"method": "holm", "comparisons": 24, "level": 0.05, "power": 0.8},
+            "retention": retention(),
             "probes": probes(),
-            "gate": {"passed": True, "winner": "instructed", "winner_trial": winner_trial, "reason": reason},
+            "gate": {
+                "passed": True,
+                "winner": "instructed",
+                "winner_trial": winner_trial,
+                "reason": reason,
+                "candidates": candidates,
+            },
         },
         curves=tuple(curves),
         mixtures=tuple(mixtures),
@@ -164,7 +201,8 @@ def bare() -> Report:
     full = replace(sample(), spent={})
     only = full.results["trials"][0] | {"exams": {}, "probes": {}}
     gate = {"passed": False, "winner": None, "winner_trial": None, "reason": "the recipe has no gate, so nothing is registered"}
-    results = full.results | {"trials": [only], "effects": [], "probes": [], "gate": gate}
+    gate["candidates"] = {}
+    results = full.results | {"trials": [only], "effects": [], "retention": [], "probes": [], "gate": gate}
     return replace(
         full, results=results, gate=None, git_sha=None, curves=(), mixtures=(), costs=(), budget_minutes=None, dropped={}, overlap={}
     )  # fmt: skip
@@ -248,19 +286,29 @@ def test_table_of_variants_has_every_number(report: Report, html: str) -> None:
         ]
 
 
+def test_table_of_written_answers_has_both_shares_of_every_trial(report: Report, html: str) -> None:
+    rows = tables(html)["Exams"][1:]
+    assert [row[:3] for row in rows] == [[trial["name"], EXAM, "24"] for trial in report.results["trials"]]
+    assert {row[0]: row[3] for row in rows}["base"] == "16.7% [8.3, 100.0]"
+    assert {row[4] for row in rows} == {"12.5% [4.3, 31.0]"}
+    assert {row[0]: row[5] for row in rows}["base"] == "B, 3 of 4"
+
+
 def test_every_effect_is_in_its_table_and_its_figure(report: Report, html: str) -> None:
     found = tables(html)["Effects"]  # of the accuracy, which stands last
     exams = [effect for effect in report.results["effects"] if effect["measure"] == "accuracy"]
     assert len(found) == 1 + len(exams)
     for row, effect in zip(found[1:], exams, strict=True):
         assert row[:3] == [f"{effect['variant']} - {effect['reference']}", EXAM, "200"]
-        assert row[3:6] == [
+        told = effect["p"] == 0.012
+        assert row[3:7] == [
             f"{100 * effect['change']:+.1f} pts",
             f"[{100 * effect['low']:+.1f}, {100 * effect['high']:+.1f}]",
-            "0.012" if effect["p"] == 0.012 else "0.61",
+            *(("0.012", "0.032") if told else ("0.61", "1.00")),
         ]
-        assert row[6:8] == ["21", "20"]
-        assert row[8] == effect["word"]
+        assert row[7:9] == ["21", "20"]
+        seeds = " or 5 seeds" if effect["seeds"] > 1 else ""
+        assert row[9] == (effect["word"] if told else f"{effect['word']}needs about 14,000 items{seeds}")
     figure = ElementTree.fromstring(re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL)[0])
     words = [element.text for element in figure.iter("text")]
     for effect in report.results["effects"]:
@@ -268,6 +316,31 @@ def test_every_effect_is_in_its_table_and_its_figure(report: Report, html: str) 
     assert words.count("cannot tell") == 1 + sum(  # one in the legend
         effect["word"] == "cannot tell" for effect in report.results["effects"] if effect["measure"] == "perplexity"
     )
+
+
+def test_what_was_forgotten_is_told_with_its_margin_and_what_it_takes() -> None:
+    rows = tables(page_of(7))["Forgetting"][1:]
+    assert [row[-1] for row in rows] == ["kept", "cannot tellneeds about 1,900 items", "forgot"]
+    assert rows[2][:7] == ["instructed - base", "accuracy", "<i>law", "200", "-9.0 pts", "[-11.0, -7.0]", "2.0 pts"]
+    assert "What was forgotten" not in text_of(render(bare()))
+
+
+def test_the_family_of_the_words_and_what_one_seed_cannot_tell_are_said() -> None:
+    one, two = text_of(page_of(7)), text_of(page_of(7, 8))
+    assert "over all 24 comparisons of this report: the chance that any word in it is wrong is at most 5%" in one
+    assert "a word is about these two models" in one and "a word is about these two models" not in two
+    assert "80 times in a hundred" in one and "times in a hundred" not in text_of(render(bare()))
+
+
+def test_gains_are_per_accelerator_hour_where_there_are_accelerators() -> None:
+    gain = Gain("accuracy", EXAM, "instructed", "control", 0.06, 4.0, 0.0)
+    rows = tables(render(replace(sample(), gains=(gain, replace(gain, measure="perplexity", change=-0.05)))))["Gain"]
+    assert (
+        rows[0][4] == "worker-hours" and rows[1][3:] == ["+6.0 pts", "4", "+1.5 pts"] and rows[2][3:] == ["-5.0%", "4", "-1.25%"]
+    )
+    rows = tables(render(replace(sample(), gains=(replace(gain, accelerator_hours=8.0),))))["Gain"]
+    assert rows[0][4] == "accelerator-hours" and rows[1][3:] == ["+6.0 pts", "8", "+0.75 pts"]
+    assert "Gain" not in tables(page_of(7))
 
 
 def test_numbers_by_seed_stand_only_where_there_are_several() -> None:
@@ -385,9 +458,10 @@ def hostile(value: Any) -> Any:
 
 KEPT = {
     "confidence", "trials", "effects", "probes", "gate", "name", "variant", "seed", "perplexity", "exams", "value", "documents",
-    "targets", "items", "correct", "accuracy", "low", "high", "written", "unparsed", "trained", "twins", "measure", "on", "reference", "n",
+    "targets", "items", "correct", "accuracy", "low", "high", "written", "unparsed", "parse_rate", "letters", "trained", "twins", "measure", "on", "reference", "n",
     "seeds", "change", "p", "gained", "lost", "by_seed", "word", "kind", "already_knew", "learned", "generalised", "likelihood", "specific",
-    "passed", "winner", "winner_trial", "reason", "helped", "hurt", "cannot tell",
+    "passed", "winner", "winner_trial", "reason", "helped", "hurt", "cannot tell", "p_adjusted", "needs", "effect", "family", "method",
+    "comparisons", "level", "power", "retention", "margin", "kept", "forgot", "candidates", "trial",
 }  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """The verdict stage: scores of every trial, every comparison that the recipe asks for, and whether the gate passes, as JSON.
 
-    per-item scores of each trial --make_verdict--> verdict.json --read_verdict--> text table, HTML page, MLflow
+    per-item scores of each trial --make_verdict--> verdict.json --read_verdict--> text table, HTML page, Markdown, MLflow
 
 Compared are: each trained variant with the gate's control (the same number of tokens without the component) and with each variant
 that does not train; and each variant with instructions with the one that has equal weights and none, which is what instruction
@@ -16,18 +16,22 @@ import numpy as np
 import pyarrow as pa
 
 from medschool import storage
+from medschool.ablate.chance import Sampling, Shift, wilson
+from medschool.ablate.family import family, judged
+from medschool.ablate.gate import gate_result
 from medschool.ablate.probes import probe_counts, probe_effects
+from medschool.ablate.retention import retained
 from medschool.ablate.verdict import (
     Effect,
-    Measure,
     Pairs,
-    Sampling,
     accuracy_effect,
+    accuracy_shift,
     held_out,
     only,
     perplexity_effect,
-    wilson,
+    perplexity_shift,
 )
+from medschool.ablate.written import written_scores
 from medschool.artifact import Artifact, Output, write_file
 from medschool.errors import StageError
 from medschool.recipe import Recipe
@@ -63,20 +67,25 @@ def make_verdict(recipe: Recipe, trials: list[Scored], prefix_uri: str, contamin
     how = Sampling(spec.bootstrap_resamples, spec.confidence, recipe.seed)
     for trial in trials:
         _check_finite(trial)
+    protocols = {exam: _protocol(trials, exam) for exam in recipe.exams}
     pairs = {(name, other): paired_trials(trials, name, other) for name, other in comparisons(recipe)}
-    effects = [effect for names, sides in pairs.items() for effect in _effects(recipe, *names, sides, how)]
+    shifts = _shifts(recipe, trials)
+    effects = judged([one for names, sides in pairs.items() for one in _effects(recipe, *names, sides, how, shifts)], spec)
+    retention = retained(effects, recipe.retention, spec.confidence)
     probes = [
         found
         for names, sides in pairs.items()
         for found in probe_effects(*names, {seed: (a.probes, b.probes) for seed, (a, b) in sides.items()}, how)
         if found["kind"].split("/", 1)[1] not in recipe.variants[names[1]].pretrained_on  # else both have read these facts
     ]
-    scores = [_trial(recipe, trial) for trial in trials]
-    gate = gate_result(recipe.gate, effects, scores)
+    scores = [_trial(recipe, trial, protocols) for trial in trials]
+    gate = gate_result(recipe.gate, effects, retention, scores)
     verdict = {
         "confidence": spec.confidence,
         "trials": scores,
         "effects": [asdict(effect) for effect in effects],
+        "family": family(effects, spec),
+        "retention": [asdict(entry) for entry in retention],
         "probes": probes,
         "gate": gate,
         "contamination": list(contamination),
@@ -96,6 +105,18 @@ def _check_finite(trial: Scored) -> None:
         if table.num_rows and not np.isfinite(table.column(column).to_numpy()).all():
             problem = f"`{column}` is not a finite number in every row, as after a training that diverged"
             raise StageError(problem, "lower this variant's learning rate, or leave the variant out", f"trial {trial.name}")
+
+
+def _protocol(trials: Sequence[Scored], exam: str) -> str | None:
+    """Hash of the protocol that all trials sat this exam under; None where the scores name none. Raises StageError for two."""
+    known: dict[str, str] = {}
+    for trial in trials:
+        if "protocol" in trial.answers.column_names:
+            known |= dict.fromkeys(only(trial.answers, "exam", exam).column("protocol").unique().to_pylist(), trial.name)
+    if len(known) > 1:
+        told = " and ".join(f"{hash_} (trial {name})" for hash_, name in known.items())
+        raise StageError(f"was sat under different protocols: {told}", "evaluate all trials again under one", f"exam {exam}")
+    return next(iter(known), None)
 
 
 # ---- what is compared ---------------------------------------------------------------------------------------------------------
@@ -143,26 +164,46 @@ def _seeds(trials: dict[int | None, Scored]) -> str:
 
 
 def _effects(
-    recipe: Recipe, variant: str, reference: str, sides: dict[int, tuple[Scored, Scored]], how: Sampling
+    recipe: Recipe,
+    variant: str,
+    reference: str,
+    sides: dict[int, tuple[Scored, Scored]],
+    how: Sampling,
+    shifts: dict[str, Shift | None],
 ) -> list[Effect]:
     losses: Pairs = {seed: (a.losses, b.losses) for seed, (a, b) in sides.items()}
     answers: Pairs = {seed: (a.answers, b.answers) for seed, (a, b) in sides.items()}
+    trained = 1 + recipe.variants[reference].trains
+    between = {on: shift and shift.between(trained) for on, shift in shifts.items()}
     return [
-        *(perplexity_effect(source, variant, reference, losses, how) for source in recipe.sources),
-        *(accuracy_effect(exam, variant, reference, answers, how) for exam in recipe.exams),
+        *(perplexity_effect(name, variant, reference, losses, how, between[f"sources.{name}"]) for name in recipe.sources),
+        *(accuracy_effect(name, variant, reference, answers, how, between[f"exams.{name}"]) for name in recipe.exams),
     ]
+
+
+def _shifts(recipe: Recipe, trials: Sequence[Scored]) -> dict[str, Shift | None]:
+    """How much a training seed moves a model's score on each `sources.<name>` and `exams.<name>`."""
+    trained = [[trial for trial in trials if trial.variant == name] for name, spec in recipe.variants.items() if spec.trains]
+    losses, answers = (
+        [[trial.losses for trial in same] for same in trained],
+        [[trial.answers for trial in same] for same in trained],
+    )
+    return {
+        **{f"sources.{name}": perplexity_shift(name, losses) for name in recipe.sources},
+        **{f"exams.{name}": accuracy_shift(name, answers) for name in recipe.exams},
+    }
 
 
 # ---- scores of one trial ------------------------------------------------------------------------------------------------------
 
 
-def _trial(recipe: Recipe, trial: Scored) -> dict[str, Any]:
+def _trial(recipe: Recipe, trial: Scored, protocols: dict[str, str | None]) -> dict[str, Any]:
     return {
         "name": trial.name,
         "variant": trial.variant,
         "seed": trial.seed,
         "perplexity": {source: _perplexity(trial.losses, source) for source in recipe.sources},
-        "exams": {exam: _exam(trial, exam, recipe.evaluate.confidence) for exam in recipe.exams},
+        "exams": {exam: _exam(trial, exam, recipe.evaluate.confidence) | {"protocol": protocols[exam]} for exam in recipe.exams},
         "probes": probe_counts(trial.probes, trial.seed),
     }
 
@@ -188,80 +229,5 @@ def _exam(trial: Scored, exam: str, confidence: float) -> dict[str, Any]:
         "accuracy": sum(right) / len(right),
         "low": low,
         "high": high,
-        "written": _written(written) if written.num_rows else None,
+        "written": written_scores(written, confidence) if written.num_rows else None,
     }
-
-
-def _written(rows: pa.Table) -> dict[str, int]:
-    return {
-        "items": rows.num_rows,
-        "correct": sum(rows.column("correct").to_pylist()),
-        "unparsed": rows.column("chosen").null_count,
-    }
-
-
-# ---- the gate -----------------------------------------------------------------------------------------------------------------
-
-
-def gate_result(gate: Gate | None, effects: Sequence[Effect], trials: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The first candidate that passes, its trial to register, and the sentences that say why or why not.
-
-    A candidate passes when every source of `improves` is helped against the control and no exam of `keeps` is hurt. An exam that
-    is too small to show harm lets it pass: the sentence has the interval. Of several seeds the trial with the lowest mean
-    perplexity on `improves` wins.
-    """
-    failed = {"passed": False, "winner": None, "winner_trial": None}
-    if gate is None:
-        return failed | {"reason": "The recipe has no gate, so nothing is registered."}
-    notes = []
-    for name in gate.candidates:
-        passed, note = _judged(gate, name, effects)
-        notes.append(note)
-        if passed:
-            return {"passed": True, "winner": name, "winner_trial": _best(gate, name, trials), "reason": " ".join(notes)}
-    return failed | {"reason": " ".join(notes)}
-
-
-def _judged(gate: Gate, name: str, effects: Sequence[Effect]) -> tuple[bool, str]:
-    found = {(e.measure, e.on): e for e in effects if (e.variant, e.reference) == (name, gate.control)}
-    lower, kept = [found["perplexity", source] for source in gate.improves], [found["accuracy", exam] for exam in gate.keeps]
-    bad = [e for e in lower if e.word != "helped"] + [e for e in kept if e.word == "hurt"]
-    if bad:
-        words = ", ".join(f"{_shown(e)} ({e.word})" for e in bad)
-        return False, f"{name} does not pass against {gate.control}: {words}."
-    keeps = f", and is not worse beyond chance: {', '.join(map(_shown, kept))}" if kept else ""
-    return True, f"{name} improves on {gate.control}: {', '.join(map(_shown, lower))}{keeps}."
-
-
-def _shown(effect: Effect) -> str:
-    return f"{effect.on} {change_text(effect.measure, effect.change)} {interval_text(effect.measure, effect.low, effect.high)}"
-
-
-def _best(gate: Gate, name: str, trials: Sequence[dict[str, Any]]) -> str:
-    mine = [trial for trial in trials if trial["variant"] == name]
-    best = min(
-        mine, key=lambda trial: (np.mean([trial["perplexity"][source]["value"] for source in gate.improves]), trial["name"])
-    )
-    return str(best["name"])
-
-
-# ---- numbers in words ---------------------------------------------------------------------------------------------------------
-
-
-def percent(value: float) -> str:
-    """`-4.3%`"""
-    return f"{100 * value:+.1f}%"
-
-
-def change_text(measure: Measure, value: float | None) -> str:
-    """`-4.3%` of perplexity, `+1.5 pts` of accuracy, `-` where there is none."""
-    if value is None:
-        return "-"
-    return percent(value) if measure == "perplexity" else f"{100 * value:+.1f} pts"
-
-
-def interval_text(measure: Measure, low: float | None, high: float | None) -> str:
-    """`[-6.4%, -2.1%]` of perplexity, `[-3.0, +6.0]` points of accuracy."""
-    if low is None or high is None:
-        return "no interval"
-    return f"[{percent(low)}, {percent(high)}]" if measure == "perplexity" else f"[{100 * low:+.1f}, {100 * high:+.1f}]"

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 from medschool import storage
 from medschool.ablate.compare import read_verdict
+from medschool.ablate.gain import gains
 from medschool.ablate.page import Cost, Curve, Mixture, Report
 from medschool.ablate.report import Spent
 from medschool.artifact import Artifact, versions
@@ -38,7 +39,7 @@ def gather(recipe: Recipe, find: Find, planned_tokens: Mapping[str, int | None],
 
     planned_tokens: of each training stage, as the plan says. made_now: stages that this run did not find finished.
     """
-    names = [stage.name for stage in stages(recipe)]
+    names, verdict = [stage.name for stage in stages(recipe)], read_verdict(find("verdict"))
     return Report(
         recipe_name=recipe.name,
         recipe_yaml=dump(recipe),
@@ -47,7 +48,7 @@ def gather(recipe: Recipe, find: Find, planned_tokens: Mapping[str, int | None],
         made=datetime.now(UTC).isoformat(timespec="seconds"),
         model_uri=recipe.model.uri,
         gate=recipe.gate,
-        results=read_verdict(find("verdict")),
+        results=verdict,
         curves=tuple(_curve(stage, find(stage)) for stage in _trainings(recipe)),
         mixtures=tuple(_mixture(recipe, stage, find(stage)) for stage in _trainings(recipe)),
         costs=_costs(names, find, planned_tokens, made_now),
@@ -56,6 +57,7 @@ def gather(recipe: Recipe, find: Find, planned_tokens: Mapping[str, int | None],
         overlap={name: find(f"instructions/{name}").facts["overlap"] for name in recipe.instructions if recipe.exams},
         versions=versions(),
         spent=spent(recipe, find),
+        gains=gains(recipe, verdict, find),
     )
 
 

@@ -22,8 +22,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from medschool.ablate import plots
-from medschool.ablate.compare import change_text, interval_text, main_probes
+from medschool.ablate.compare import main_probes
+from medschool.ablate.gain import Gain
 from medschool.ablate.report import SMALL, Spent
+from medschool.ablate.wording import change_text, gain_text, interval_text, margin_text, needs_text, p_text
+from medschool.ablate.written import written_rows
 from medschool.procedure import PHASES, Phase
 from medschool.recipe.schema import Gate
 
@@ -103,6 +106,8 @@ class Report:
     versions: dict[str, str]
     spent: Mapping[str, Spent] = field(default_factory=dict)
     """What the training of each trial took, all phases together; a trained trial that is not in it gets dashes."""
+    gains: tuple[Gain, ...] = ()
+    """What each told change cost in training, where that is known."""
 
 
 def render(report: Report) -> str:
@@ -114,6 +119,7 @@ def render(report: Report) -> str:
         decisive=_decisive(report.gate, results),
         sources=_names(trial["perplexity"] for trial in results["trials"]),
         exams=_names(trial["exams"] for trial in results["trials"]),
+        written=written_rows(results["trials"]),
         spent={trial["name"]: _spent(trial, report.spent) for trial in results["trials"]},
         most_tokens=max((cost.trained_tokens for cost in report.spent.values()), default=0),
         figures=_figures(report.gate, report.curves, results),
@@ -195,9 +201,22 @@ def nats(gain: dict[str, Any]) -> str:
 
 def p_value(p: float | None) -> str:
     """`0.61`, `0.004`, `<0.001`."""
-    if p is None:
-        return NONE
-    return "<0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+    return p_text(p)
+
+
+def wanting(effect: dict[str, Any]) -> str:
+    """`needs about 1,300 items or 5 seeds`; '' where there is nothing to say."""
+    return needs_text(effect["needs"], effect["measure"])
+
+
+def margin(entry: dict[str, Any]) -> str:
+    """`5.0%` of perplexity, `2.0 pts` of accuracy."""
+    return margin_text(entry["measure"], entry["margin"])
+
+
+def per_hour(gain: Gain) -> str:
+    """`-4.3%` of perplexity an hour, `+1.5 pts` of accuracy."""
+    return gain_text(gain.measure, gain.per_hour)
 
 
 def minutes(number: float | None) -> str:
@@ -206,7 +225,7 @@ def minutes(number: float | None) -> str:
 
 
 FORMATS: tuple[Callable[..., str], ...] = (
-    count, perplexity, accuracy, unparsed, share, change, interval, points, nats, p_value, minutes,
+    count, perplexity, accuracy, unparsed, share, change, interval, points, nats, p_value, minutes, wanting, margin, per_hour,
 )  # fmt: skip
 
 

@@ -20,7 +20,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from medschool.ablate.verdict import Change, Pairs, Sampling, by_interval, only, same_rows, seed_means, share_change
+from medschool.ablate.chance import Sampling
+from medschool.ablate.verdict import Change, Pairs, by_interval, only, same_rows, seed_means, share_change
 
 Sides = list[tuple[pa.Table, pa.Table]]
 """Rows of the variant and of the reference on the same facts, for each training seed."""

@@ -8,7 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from medschool.ablate.compare import change_text, interval_text, main_probes
+from medschool.ablate.compare import main_probes
+from medschool.ablate.gain import Gain
+from medschool.ablate.wording import change_text, gain_text, interval_text, margin_text, p_text
+from medschool.ablate.written import written_rows
 from medschool.recipe import Recipe
 
 SMALL = 1_000_000
@@ -26,35 +29,63 @@ class Spent:
     minutes: float
 
 
-def table(recipe: Recipe, verdict: dict[str, Any], spent: Mapping[str, Spent]) -> str:
+def table(recipe: Recipe, verdict: dict[str, Any], spent: Mapping[str, Spent], gains: Sequence[Gain] = ()) -> str:
     """The report. `spent` by trial; a trained one whose cost is not known is shown with dashes."""
-    level = f"{100 * verdict['confidence']:.0f}%"
-    gate, probes = verdict["gate"], main_probes(recipe.gate, verdict["probes"])
-    lines = [
-        *_section("Held-out perplexity (lower is better)", _perplexities(recipe, verdict["trials"], spent)),
-        *_section(f"Exams, accuracy with {level} interval (higher is better)", _exams(verdict["trials"])),
-        *_section(
-            f"Changes on the same documents and items, {level} interval (accuracy is decided by p)", _effects(verdict["effects"])
+    lines = []
+    for title, rows in sections(recipe, verdict, spent, gains):
+        lines += ["", title, "", *columns(rows)]
+    for text in closing(verdict, spent):
+        lines += textwrap.wrap(text, WIDTH, break_on_hyphens=False) or [""]
+    return "\n".join([*lines, ""])
+
+
+def sections(
+    recipe: Recipe, verdict: dict[str, Any], spent: Mapping[str, Spent], gains: Sequence[Gain]
+) -> list[tuple[str, list[list[str]]]]:
+    """(title, rows with a header) of every table that has more than its header: the others the recipe does not ask for."""
+    level, probes = f"{100 * verdict['confidence']:.0f}%", main_probes(recipe.gate, verdict["probes"])
+    found = {
+        "Held-out perplexity (lower is better)": _perplexities(recipe, verdict["trials"], spent),
+        f"Exams, accuracy with {level} interval (higher is better)": _exams(verdict["trials"]),
+        f"Exams answered in words, shares of all items with {level} interval": written_rows(verdict["trials"]),
+        f"Changes on the same documents and items, {level} interval, decided by the p adjusted for all of them (Holm)": _effects(
+            verdict["effects"]
         ),
-        *_section(f"Facts right, change in points with {level} interval (* beyond chance)", _facts(probes)),
-        *_section(
-            f"Likelihood of facts, gain in nats per token with {level} interval (* beyond chance)",
-            _likelihoods(probes),
+        f"Forgetting: change against the untrained model, {level} interval, and the margin that it may not pass": _retention(
+            verdict["retention"]
         ),
-        "",
-        *textwrap.wrap(f"Gate: {'passed' if gate['passed'] else 'not passed'}. {gate['reason']}", WIDTH, break_on_hyphens=False),
-    ]
-    trained = max((cost.trained_tokens for cost in spent.values()), default=0)
+        "Gain an hour of training, of changes that were told": _gains(gains),
+        f"Facts right, change in points with {level} interval (* beyond chance)": _facts(probes),
+        f"Likelihood of facts, gain in nats per token with {level} interval (* beyond chance)": _likelihoods(probes),
+    }
+    return [(title, rows) for title, rows in found.items() if len(rows) > 1]
+
+
+def closing(verdict: dict[str, Any], spent: Mapping[str, Spent]) -> list[str]:
+    """The sentences below the tables: what decided, the gate, and what the numbers are not."""
+    gate, trained = verdict["gate"], max((cost.trained_tokens for cost in spent.values()), default=0)
+    said = ["", *notes(verdict), f"Gate: {'passed' if gate['passed'] else 'not passed'}. {gate['reason']}"]
     if trained < SMALL:
-        lines += [
+        said += [
             f"With {trained:,} training tokens at most this shows that the procedure works, not that the model knows medicine."
         ]
-    return "\n".join([*lines, "Not for clinical use.", ""])
+    return [*said, "Not for clinical use."]
 
 
-def _section(title: str, rows: Sequence[list[str]]) -> list[str]:
-    """Nothing for a table that has only its header: the recipe does not ask for it."""
-    return ["", title, "", *columns(rows)] if len(rows) > 1 else []
+def notes(verdict: dict[str, Any]) -> list[str]:
+    """What a reader of the words must know: the family, what `needs` means, and what one seed cannot tell."""
+    effects, family = verdict["effects"], verdict["family"]
+    said = []
+    if effects:
+        said += [
+            f"Words: {family['comparisons']} comparisons, at most {100 * family['level']:g}% chance that any word is wrong. "
+            "Intervals are those of each comparison alone."
+        ]
+    if any(effect["needs"] for effect in effects):
+        said += [f"To tell: what shows the change seen, or the recipe's smallest of interest, {family['power']:.0%} of the time."]
+    if any(effect["seeds"] == 1 for effect in effects):
+        said += ["One training seed: a word is about these two models; another order of the data may say another."]
+    return said
 
 
 def _perplexities(recipe: Recipe, trials: list[dict[str, Any]], spent: Mapping[str, Spent]) -> list[list[str]]:
@@ -79,14 +110,49 @@ def _exams(trials: list[dict[str, Any]]) -> list[list[str]]:
 
 def _effects(effects: list[dict[str, Any]]) -> list[list[str]]:
     seeded = any(effect["seeds"] > 1 for effect in effects)
-    rows = [["comparison", "measure", "on", "n", "change", "interval", "p", *(["by seed"] if seeded else []), "verdict"]]
+    head = ["comparison", "measure", "on", "n", "change", "interval", "p", "adj. p"]
+    rows = [[*head, *(["by seed"] if seeded else []), "verdict", "to tell"]]
     for e in effects:
-        measure, by_seed = (
-            e["measure"],
-            " ".join(change_text(e["measure"], value).removesuffix(" pts") for value in e["by_seed"].values()),
+        measure = e["measure"]
+        by_seed = " ".join(change_text(measure, value).removesuffix(" pts") for value in e["by_seed"].values())
+        change = [change_text(measure, e["change"]), interval_text(measure, e["low"], e["high"]), p_text(e["p"])]
+        decided = [p_text(e["p_adjusted"]), *([by_seed] if seeded else []), e["word"], _to_tell(e["needs"])]
+        rows.append([_names(e), measure, e["on"], f"{e['n']:,}", *change, *decided])
+    return rows
+
+
+def _retention(retention: list[dict[str, Any]]) -> list[list[str]]:
+    rows = [["comparison", "measure", "on", "n", "change", "interval", "margin", "verdict", "to tell"]]
+    for e in retention:
+        change = [change_text(e["measure"], e["change"]), interval_text(e["measure"], e["low"], e["high"])]
+        decided = [margin_text(e["measure"], e["margin"]), e["word"], _to_tell(e["needs"])]
+        rows.append([_names(e), e["measure"], e["on"], f"{e['n']:,}", *change, *decided])
+    return rows
+
+
+def _to_tell(needs: dict[str, Any] | None) -> str:
+    """`n 1,300 or 5 seeds`, `n 1,300`, `never` where no number would do, '' where there is nothing to say."""
+    if needs is None:
+        return ""
+    forms = {"items": "n {:,}", "seeds": "{:,} seeds"}
+    return " or ".join(form.format(needs[key]) for key, form in forms.items() if needs[key] is not None) or "never"
+
+
+def _gains(gains: Sequence[Gain]) -> list[list[str]]:
+    on_gpus = any(gain.accelerator_hours for gain in gains)
+    rows = [["comparison", "measure", "on", "change", "accelerator-hours" if on_gpus else "worker-hours", "gain an hour"]]
+    for gain in gains:
+        change = change_text(gain.measure, gain.change)
+        rows.append(
+            [
+                f"{gain.variant} - {gain.reference}",
+                gain.measure,
+                gain.on,
+                change,
+                f"{gain.hours:.3g}",
+                gain_text(gain.measure, gain.per_hour),
+            ]
         )
-        change = [change_text(measure, e["change"]), interval_text(measure, e["low"], e["high"]), _p(e["p"])]
-        rows.append([_names(e), measure, e["on"], f"{e['n']:,}", *change, *([by_seed] if seeded else []), e["word"]])
     return rows
 
 
@@ -125,13 +191,6 @@ def _nats(gain: dict[str, Any]) -> str:
 
 def _mark(gain: dict[str, Any]) -> str:
     return " " if gain["word"] == "cannot tell" else "*"
-
-
-def _p(value: float | None) -> str:
-    """`0.61`, `0.041`, `<0.001`"""
-    if value is None:
-        return "-"
-    return "<0.001" if value < 0.001 else f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
 
 
 def columns(rows: Sequence[list[str]]) -> list[str]:

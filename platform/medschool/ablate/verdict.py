@@ -1,51 +1,39 @@
-"""Differences between two variants on the same documents and items, each with an interval and one word.
+"""Differences between two variants on the same documents and items, each with an interval, a p and one word.
 
-    differences (seeds, items) --mean over seeds--> (items,) --bootstrap, test--> change [low, high], p, one word
+    differences (seeds, items) --mean over seeds--> (items,) --bootstrap, test--> change [low, high], p --family--> one word
 
 Always paired: both sides are taken on the same resampled items, so what makes an item easy or hard cancels. A single variant's
 own interval is wide for exactly that reason and says little about a difference.
 
-- Perplexity: the relative change exp(d) - 1, where d is the difference of the summed losses divided by the number of targets. It
-  is decided by the interval: percentiles over resampled documents (Efron and Tibshirani 1993, chapter 13).
-- Share of right answers: the mean difference of 0 and 1. It is decided by an exact test, because an interval from a handful of
-  items on which two sides differ is too narrow: McNemar's (1947) with one seed, its extension by sign flips with several (Phipson
-  and Smyth 2010, who explain the ones in (k+1)/(n+1)). So an interval may miss zero by a hair and the word be `cannot tell`.
-- Several training seeds: the items are resampled, the seeds are not. Two or three seeds are too few for that; instead every seed
-  must point the same way, or the word is `cannot tell`.
+- Perplexity: the relative change exp(d) - 1, where d is the difference of the summed losses divided by the number of targets.
+- Share of right answers: the mean difference of 0 and 1.
+- Both are decided by a test (medschool.ablate.chance), because an interval from a handful of items on which two sides differ is
+  too narrow. So an interval may miss zero by a hair and the word be `cannot tell`.
+- Several training seeds: p is that of a test which counts the seeds as drawn, too. The interval resamples the items alone.
 
-Every comparison stands alone: of twenty without any effect, one is expected to look like one at 95%. Price: 0.1 s for 10,000
-resamples of 200 items.
+An Effect stands alone: its word is what its own p says. What is reported is corrected for the number of comparisons
+(medschool.ablate.family). Price: 0.2 s for 10,000 resamples and 10,000 sign flips of 200 items.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from scipy.stats import binomtest, bootstrap
 
+from medschool.ablate.chance import Sampling, Shift, Spread, chance_p, difference_p, interval, pooled_shift, spread_of
+from medschool.ablate.power import Needs
 from medschool.errors import StageError
 
 Word = Literal["helped", "hurt", "cannot tell"]
 Measure = Literal["perplexity", "accuracy"]
 Pairs = Mapping[int, tuple[pa.Table, pa.Table]]
 """By training seed: rows of the variant, and of the reference; a reference that does not train is the same under every seed."""
-
-FLIPS = 10_000
-"""Sign flips of the test over several seeds; the smallest p is 1 in 10,001."""
-FLIPS_AT_ONCE = 500
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How intervals and tests are drawn."""
-
-    resamples: int
-    confidence: float
-    seed: int
+BETTER: dict[Measure, int] = {"perplexity": -1, "accuracy": 1}
+"""The sign of a change for the good."""
 
 
 @dataclass(frozen=True)
@@ -78,43 +66,68 @@ class Effect:
     """Perplexity: relative, -0.05 is five per cent lower. Accuracy: difference of shares, +0.015 is 1.5 points more."""
     low: float | None
     high: float | None
-    p: float | None
+    p: float
+    """Probability of a difference as large by chance, of this comparison alone."""
+    p_adjusted: float
+    """The same where any of the study's comparisons could have come out so (Holm); equal to `p` until it is corrected."""
     gained: int | None
     """Accuracy: items that only the variant has right, summed over seeds; `lost`: only the reference."""
     lost: int | None
     by_seed: dict[str, float]
+    spread: Spread
+    alone: Word
+    """By `p`: what this comparison would say if it were the only one."""
     word: Word
+    """By `p_adjusted`."""
+    needs: Needs | None = None
+    """What it would take to tell; None where it is told already, or nothing was seen."""
 
 
 # ---- effects from tables ------------------------------------------------------------------------------------------------------
 
 
-def perplexity_effect(source: str, variant: str, reference: str, pairs: Pairs, how: Sampling) -> Effect:
-    """Effect on the held-out documents of one source; rows (source, id, nll_nats, targets).
+def perplexity_effect(
+    source: str, variant: str, reference: str, pairs: Pairs, how: Sampling, shift: Shift | None = None
+) -> Effect:
+    """Effect on the held-out documents of one source; rows (source, id, nll_nats, targets). shift: of this difference's seeds.
 
     Raises StageError when the sides were not scored on the same documents.
     """
     sides = same_rows([held_out(table, source) for pair in pairs.values() for table in pair], ("id", "targets"), source)
-    differences = _paired(sides, "nll_nats", source)
-    found = relative_change(differences, _numbers(sides[0], "targets"), how)
-    return _effect("perplexity", source, variant, reference, pairs, differences, found)
+    nats, targets = _paired(sides, "nll_nats", source), _numbers(sides[0], "targets")
+    change, by_seed, (low, high) = relative_change(nats, targets, how)
+    spread = spread_of(_logs(nats, targets), shift)
+    return _effect("perplexity", source, variant, reference, pairs, nats, change, by_seed, low, high, spread, how)
 
 
-def accuracy_effect(exam: str, variant: str, reference: str, pairs: Pairs, how: Sampling) -> Effect:
-    """Effect on the items of one exam; rows (exam, id, answer, correct).
+def accuracy_effect(exam: str, variant: str, reference: str, pairs: Pairs, how: Sampling, shift: Shift | None = None) -> Effect:
+    """Effect on the items of one exam; rows (exam, id, answer, correct). shift: of this difference's seeds.
 
     Raises StageError when the sides were not scored on the same items.
     """
     sides = same_rows([only(table, "exam", exam) for pair in pairs.values() for table in pair], ("id", "answer"), exam)
-    differences = _paired(sides, "correct", exam)
-    return _effect("accuracy", exam, variant, reference, pairs, differences, share_change(differences, how))
+    right = _paired(sides, "correct", exam)
+    low, high = interval(np.mean, (right.mean(axis=0),), True, how)
+    change, by_seed = float(right.mean()), seed_means(right)
+    return _effect("accuracy", exam, variant, reference, pairs, right, change, by_seed, low, high, spread_of(right, shift), how)
 
 
 def _effect(
-    measure: Measure, on: str, variant: str, reference: str, pairs: Pairs, differences: np.ndarray, found: Change
+    measure: Measure,
+    on: str,
+    variant: str,
+    reference: str,
+    pairs: Pairs,
+    differences: np.ndarray,
+    change: float,
+    by_seed: tuple[float, ...],
+    low: float | None,
+    high: float | None,
+    spread: Spread,
+    how: Sampling,
 ) -> Effect:
-    assert found.change is not None  # there are rows
-    shares = measure == "accuracy"
+    p, shares = difference_p(differences, spread, how.seed), measure == "accuracy"
+    alone = word_of(change, (), p < 1 - how.confidence, BETTER[measure])
     return Effect(
         measure=measure,
         on=on,
@@ -122,15 +135,38 @@ def _effect(
         reference=reference,
         n=differences.shape[1],
         seeds=len(pairs),
-        change=found.change,
-        low=found.low,
-        high=found.high,
-        p=found.p,
+        change=change,
+        low=low,
+        high=high,
+        p=p,
+        p_adjusted=p,
         gained=int((differences > 0).sum()) if shares else None,
         lost=int((differences < 0).sum()) if shares else None,
-        by_seed={str(seed): change for seed, change in zip(pairs, found.by_seed, strict=True)},
-        word=found.word,
+        by_seed={str(seed): value for seed, value in zip(pairs, by_seed, strict=True)},
+        spread=spread,
+        alone=alone,
+        word=alone,
     )
+
+
+def perplexity_shift(source: str, trained: Sequence[Sequence[pa.Table]]) -> Shift | None:
+    """How much a seed moves the logarithm of a model's perplexity; rows of each trained variant under each seed."""
+    scores = []
+    for tables in trained:
+        sides = same_rows([held_out(table, source) for table in tables], ("id", "targets"), source)
+        scores.append(_logs(np.stack([_numbers(side, "nll_nats") for side in sides]), _numbers(sides[0], "targets")))
+    return pooled_shift(scores)
+
+
+def accuracy_shift(exam: str, trained: Sequence[Sequence[pa.Table]]) -> Shift | None:
+    """How much a seed moves a model's share of right answers; rows of each trained variant under each seed."""
+    sides = [same_rows([only(table, "exam", exam) for table in tables], ("id", "answer"), exam) for tables in trained]
+    return pooled_shift([np.stack([_numbers(side, "correct") for side in tables]) for tables in sides])
+
+
+def _logs(nats: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """(seeds, documents) whose mean over documents is the logarithm of a perplexity, or of a relative change of one."""
+    return np.asarray(nats * (len(targets) / max(1.0, targets.sum())))
 
 
 def only(table: pa.Table, column: str, value: object) -> pa.Table:
@@ -170,15 +206,17 @@ def _numbers(table: pa.Table, column: str) -> np.ndarray:
 # ---- changes from differences -------------------------------------------------------------------------------------------------
 
 
-def relative_change(differences: np.ndarray, targets: np.ndarray, how: Sampling) -> Change:
-    """Perplexity: differences in nats (seeds, documents), targets (documents,)."""
+def relative_change(
+    differences: np.ndarray, targets: np.ndarray, how: Sampling
+) -> tuple[float, tuple[float, ...], tuple[float | None, float | None]]:
+    """Perplexity: change, change by seed and interval from differences in nats (seeds, documents), targets (documents,)."""
 
     def change(d: np.ndarray, n: np.ndarray, axis: int = -1) -> np.ndarray:
         return np.asarray(np.expm1(d.sum(axis=axis) / n.sum(axis=axis)))
 
     documents = differences.mean(axis=0)
     by_seed = tuple(float(change(row, targets)) for row in differences)
-    return by_interval(float(change(documents, targets)), by_seed, change, (documents, targets), True, how, better=-1)
+    return float(change(documents, targets)), by_seed, interval(change, (documents, targets), True, how)
 
 
 def share_change(differences: np.ndarray, how: Sampling) -> Change:
@@ -188,7 +226,7 @@ def share_change(differences: np.ndarray, how: Sampling) -> Change:
     items, by_seed = np.nanmean(differences, axis=0), seed_means(differences)
     change, (low, high) = float(items.mean()), interval(np.mean, (items,), True, how)
     p = chance_p(items, how.seed)
-    return Change(change, low, high, p, by_seed, _word(change, by_seed, p < 1 - how.confidence, better=1))
+    return Change(change, low, high, p, by_seed, word_of(change, by_seed, p < 1 - how.confidence, better=1))
 
 
 def seed_means(differences: np.ndarray) -> tuple[float, ...]:
@@ -209,56 +247,12 @@ def by_interval(
     """A change that is decided by its interval; `better` is the sign of a change for the good, `pairwise` as for `interval`."""
     low, high = interval(statistic, samples, pairwise, how)
     apart = low is not None and high is not None and (low > 0 or high < 0)
-    return Change(change, low, high, None, by_seed, _word(change, by_seed, apart, better))
+    return Change(change, low, high, None, by_seed, word_of(change, by_seed, apart, better))
 
 
-def _word(change: float, by_seed: tuple[float, ...], beyond_chance: bool, better: int) -> Word:
-    """All seeds must have the sign of the whole."""
+def word_of(change: float, by_seed: tuple[float, ...], beyond_chance: bool, better: int) -> Word:
+    """All seeds must have the sign of the whole; `better` is the sign of a change for the good."""
     signs = {int(np.sign(value)) for value in (change, *by_seed) if not math.isnan(value)}
     if not beyond_chance or signs not in ({1}, {-1}):
         return "cannot tell"
     return "helped" if signs == {better} else "hurt"
-
-
-# ---- intervals and tests ------------------------------------------------------------------------------------------------------
-
-
-def interval(
-    statistic: Callable[..., np.ndarray], samples: tuple[np.ndarray, ...], pairwise: bool, how: Sampling
-) -> tuple[float | None, float | None]:
-    """Percentile interval of the bootstrap; `pairwise` draws the same items from every sample. (None, None) below two items."""
-    if min(map(len, samples)) < 2:
-        return None, None
-    result = bootstrap(
-        samples, statistic, paired=pairwise, vectorized=True, n_resamples=how.resamples, batch=1000,
-        confidence_level=how.confidence, method="percentile", rng=np.random.default_rng(how.seed),
-    )  # fmt: skip
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)
-
-
-def chance_p(differences: np.ndarray, seed: int) -> float:
-    """Two-sided p of differences (items,), each of which had the other sign just as likely: exact where all weigh the same."""
-    moved = differences[differences != 0]
-    if np.unique(np.abs(moved)).size > 1:
-        return sign_flip_p(moved, seed)
-    return mcnemar_p(int((moved > 0).sum()), int((moved < 0).sum()))
-
-
-def mcnemar_p(gained: int, lost: int) -> float:
-    """McNemar's exact test: the items that only one side has right are as often the one's as the other's."""
-    return float(binomtest(gained, gained + lost, 0.5).pvalue) if gained + lost else 1.0
-
-
-def sign_flip_p(differences: np.ndarray, seed: int) -> float:
-    """The same for differences of any size (items,), with FLIPS random sets of signs; one sign takes all seeds of an item."""
-    observed = abs(differences.sum()) - 1e-9  # sums of thirds are not exact
-    draw = np.random.default_rng(seed)
-    signs = (draw.integers(0, 2, (FLIPS_AT_ONCE, len(differences))) * 2.0 - 1 for _ in range(FLIPS // FLIPS_AT_ONCE))
-    as_large = sum(int((np.abs(batch @ differences) >= observed).sum()) for batch in signs)
-    return (as_large + 1) / (FLIPS + 1)
-
-
-def wilson(correct: int, items: int, confidence: float) -> tuple[float, float]:
-    """Wilson's (1927) interval of one share; unlike the textbook's it stays inside 0 and 1 and works for small counts."""
-    low, high = binomtest(correct, items).proportion_ci(confidence, method="wilson")
-    return float(low), float(high)

@@ -1,20 +1,28 @@
 """Finished stages of a recipe, for verbs that read what a run made."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from medschool.artifact import Artifact
 from medschool.errors import StageError
 from medschool.procedure import resolve_all
 from medschool.recipe import Recipe
+from medschool.stage import Resolved
 
 
 def finished(recipe: Recipe, store_uri: str, names: Iterable[str]) -> dict[str, Artifact]:
     """The artifacts of the stages `names`. Raises StageError, naming the first that is not finished."""
-    resolved, found = resolve_all(recipe, store_uri), {}
-    for name in names:
+    find = finder(resolve_all(recipe, store_uri))
+    return {name: find(name) for name in names}
+
+
+def finder(resolved: Mapping[str, Resolved]) -> Callable[[str], Artifact]:
+    """Looks a finished artifact up by the stage's name. It raises StageError for one that is not finished."""
+
+    def find(name: str) -> Artifact:
         made = resolved[name].artifact
         if made is None:
             job = name.split("/")[0]
             raise StageError(f"is not finished ({resolved[name].reason})", f"submit the recipe with --job {job}", name)
-        found[name] = made
-    return found
+        return made
+
+    return find

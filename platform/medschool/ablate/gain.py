@@ -1,0 +1,70 @@
+"""What each told change cost: the change divided by the hours of training that made it.
+
+    finished trainings of the variant, without those that the reference shares --seconds x workers--> hours --> gain an hour
+
+Seconds are those of the stage when it was made, starts and checkpoints included, averaged over seeds. Workers and accelerators
+are the recipe's (`cluster` enters no fingerprint, so an artifact does not say how wide it was made); of an elastic run the most.
+Only changes that were told have a gain: a number divided by hours is no better known than before. A variant's gain is a mean
+over its training, not what one more hour would bring.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from medschool.ablate.verdict import Measure
+from medschool.artifact import Artifact
+from medschool.procedure import PHASES, phase_weights, trials
+from medschool.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Gain:
+    """One told change and its cost."""
+
+    measure: Measure
+    on: str
+    variant: str
+    reference: str
+    change: float
+    worker_hours: float
+    accelerator_hours: float
+    """0 where the recipe's workers have none."""
+
+    @property
+    def hours(self) -> float:
+        """Of accelerators, or of workers where there are none."""
+        return self.accelerator_hours or self.worker_hours
+
+    @property
+    def per_hour(self) -> float:
+        return self.change / self.hours
+
+
+def gains(recipe: Recipe, verdict: dict[str, Any], find: Callable[[str], Artifact]) -> tuple[Gain, ...]:
+    """Of every effect with the word helped or hurt, in their order; `find` gives a finished stage by its name."""
+    told = [effect for effect in verdict["effects"] if effect["word"] != "cannot tell"]
+    return tuple(gain for effect in told for gain in _gain(recipe, effect, find))
+
+
+def _gain(recipe: Recipe, effect: dict[str, Any], find: Callable[[str], Artifact]) -> Iterator[Gain]:
+    seconds = _seconds(recipe, effect["variant"], effect["reference"], find)
+    if seconds <= 0:
+        return
+    workers = recipe.cluster.most_workers * seconds / 3600
+    names = {key: effect[key] for key in ("measure", "on", "variant", "reference", "change")}
+    yield Gain(**names, worker_hours=workers, accelerator_hours=workers * recipe.cluster.gpus_per_worker)
+
+
+def _seconds(recipe: Recipe, variant: str, reference: str, find: Callable[[str], Artifact]) -> float:
+    """Mean over seeds of the seconds of the variant's trainings that are not the reference's as well."""
+    mine, other = (_trainings(recipe, name, find) for name in (variant, reference))
+    seeds = sum(trial.variant == variant for trial in trials(recipe))
+    return sum(seconds for uri, seconds in mine.items() if uri not in other) / seeds
+
+
+def _trainings(recipe: Recipe, variant: str, find: Callable[[str], Artifact]) -> dict[str, float]:
+    """Seconds of every training of a variant, by its manifest."""
+    phases = [phase for phase in PHASES if phase_weights(recipe, variant, phase) is not None]
+    made = [find(f"{phase}/{trial.name}") for trial in trials(recipe) if trial.variant == variant for phase in phases]
+    return {found.manifest_uri: found.seconds for found in made}

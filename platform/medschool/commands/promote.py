@@ -1,0 +1,88 @@
+"""`medschool promote`: give a finished model the alias that is served, when all that speaks for it is there."""
+
+import hashlib
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from medschool.commands.arguments import AsJson, Overrides, RecipePath, store_alone
+from medschool.errors import RecipeError, StageError
+from medschool.recipe import Recipe, load
+from medschool.recipe.schema import Serve
+
+app = typer.Typer()
+
+
+@app.command()
+def promote(
+    recipe: RecipePath,
+    alias: Annotated[str | None, typer.Option(help="Alias to give; that of the recipe's `serve` when left out.")] = None,
+    variant: Annotated[str | None, typer.Option(help="A candidate of the gate; its winner when left out.")] = None,
+    rollback: Annotated[bool, typer.Option("--rollback", help="Give the alias back to the version that had it before.")] = False,
+    overrides: Overrides = [],  # noqa: B006 (typer's own form)
+    as_json: AsJson = False,
+) -> None:
+    """Register a model under an alias, with its card. Refused, saying what is missing, unless exams, retention, contamination,
+    mask contract and export check are there and the recipe's gate passes.
+
+    Example: medschool promote recipes/quickstart.yaml --alias champion
+
+    Example: medschool promote recipes/quickstart.yaml --alias champion --rollback
+    """
+    from medschool import registry
+
+    checked = load(recipe, overrides)
+    if checked.serve is None:
+        raise RecipeError("the recipe has no `serve` section", "give it one: it names the registered model", str(recipe))
+    alias = alias or checked.serve.alias
+    if rollback:
+        store_alone()
+        left, taken = registry.roll_back(checked.serve.registered_model, alias)
+        _tell({"alias": alias, "version": taken, "instead_of": left}, f"@{alias} is version {taken} again, not {left}", as_json)
+        return
+    _promote(checked, checked.serve, alias, variant, as_json)
+
+
+def _promote(recipe: Recipe, serve: Serve, alias: str, variant: str | None, as_json: bool) -> None:
+    from medschool import registry, storage
+    from medschool.ablate.compare import read_verdict
+    from medschool.ablate.promote import candidate, card, checks
+    from medschool.ablate.settle import settle
+    from medschool.commands.finished import finder
+    from medschool.procedure import recipe_digest, results_uri
+
+    store_uri = store_alone()
+    made, done = settle(recipe, store_uri)
+    one = candidate(recipe, read_verdict(made), finder(done), variant)
+    found = checks(one)
+    plain = {"trial": one.trial.name, "checks": [asdict(check) for check in found]}
+    if not as_json:
+        for check in found:
+            print(f"{check.name:<14} {'ok' if check.ok else 'LACKING':<8} {check.said}")
+    if failed := [check for check in found if not check.ok]:
+        if as_json:
+            print(json.dumps({"promoted": False, **plain}, indent=1))
+        said = "; ".join(f"{check.name} ({check.said})" for check in failed)
+        remedy = f"@{alias} keeps the model it had; mend that and promote again"
+        raise StageError(f"is not promoted: {said}", remedy, one.trial.name)
+    text = card(one, found).encode()
+    uri = storage.join(results_uri(store_uri, recipe), f"card-{one.trial.name}.md")
+    storage.write_bytes(uri, text)
+    tags = {
+        "recipe": recipe.name,
+        "recipe_digest": recipe_digest(recipe),
+        "variant": one.trial.variant,
+        "gate": found[0].said,
+        "intended_use": "not for clinical use",
+        "card": uri,
+        "card_sha256": hashlib.sha256(text).hexdigest(),
+    }
+    version = registry.register(one.checkpoint, serve.registered_model, alias, None, tags)
+    said = f"{one.trial.name} is {serve.registered_model} version {version}, @{alias}\ncard: {uri}"
+    _tell({"promoted": True, **plain, "alias": alias, "version": version, "card": uri}, said, as_json)
+
+
+def _tell(plain: dict[str, object], said: str, as_json: bool) -> None:
+    print(json.dumps(plain, indent=1) if as_json else said)
