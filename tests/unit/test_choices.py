@@ -85,7 +85,7 @@ def test_no_choices_no_scores() -> None:
 
 @pytest.mark.parametrize(
     "choice",
-    [Choice((), ((1,),)), Choice((1,), ((1,), ())), Choice((1,) * 60, ((1,), (2,) * 5))],
+    [Choice((), ((1,),)), Choice((1,), ((1,), ())), Choice((1,) * 60, ((1,), (2,) * 6))],
     ids=["prompt", "ending", "long"],
 )
 def test_what_cannot_be_scored_is_refused(choice: Choice) -> None:
@@ -200,6 +200,24 @@ def test_an_answer_cut_short_has_no_choice(pupil: tuple[Any, ChatTemplate]) -> N
     table = write_answers(*pupil, ITEMS, 3)
     assert table.column("chosen").to_pylist() == [None] * 3
     assert table.column("correct").to_pylist() == [False] * 3
+    assert table.column("problem").to_pylist() == ["unread"] * 3
+
+
+def test_an_empty_answer_is_told_from_one_that_cannot_be_read(
+    pupil: tuple[Any, ChatTemplate], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = ["", " \n", "OPTION C IS CORRECT"]
+    monkeypatch.setattr(answer, "greedy_texts", lambda *_: texts)
+    table = write_answers(*pupil, ITEMS, 3, "hash")
+    assert table.column("problem").to_pylist() == ["empty", "empty", ""]
+    assert table.column("chosen").to_pylist() == [None, None, 2] and set(table.column("protocol").to_pylist()) == {"hash"}
+
+
+def test_an_answer_that_does_not_fit_behind_its_prompt_is_refused_by_item(pupil: tuple[Any, ChatTemplate]) -> None:
+    model, template = pupil
+    room = model.config.max_position_embeddings - max(len(question_prompt(item, template)) for item in ITEMS)
+    with pytest.raises(InputError, match=r"exam e:\d: .*the model's context is"):
+        write_answers(model, template, ITEMS, room + 1)
 
 
 def greedy_alone(model: Any, template: ChatTemplate, prompt: list[int], count: int) -> str:

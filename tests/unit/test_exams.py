@@ -43,7 +43,9 @@ def item(number: int, question: str = "", options: tuple[str, ...] = ("w", "x", 
 
 
 def test_a_line_becomes_an_item_with_one_line_options() -> None:
-    (found,) = read(line(question=" Read this.\r\n\n Which\u00a0one? ", answer_c="Vitamin\n C ", correct_answer=" C "))
+    (found,) = map(
+        alone, read(line(question=" Read this.\r\n\n Which\u00a0one? ", answer_c="Vitamin\n C ", correct_answer=" C "))
+    )
     options = ("Vitamin A", "Vitamin B", "Vitamin C", "Vitamin D")
     question = "Read this.\nWhich one?"
     assert found == ExamItem(
@@ -149,6 +151,11 @@ ABSTRACT = {
 }
 
 
+def alone(row: ExamItem | Dropped) -> ExamItem | Dropped:
+    """The row without the layout of lm-evaluation-harness, which test_harness.py looks at."""
+    return replace(row, task="", asked="") if isinstance(row, ExamItem) else row
+
+
 def rows_of(name: str, *records: object) -> list[ExamItem | Dropped]:
     data = json.dumps(records[0]) if name == "pubmedqa" else "\n".join(map(json.dumps, records))
     return list(EXAM_FORMATS[name](data.encode(), "raw/e", "exam"))
@@ -170,7 +177,9 @@ def without(record: dict[str, Any], **changes: Any) -> dict[str, Any]:
     ],
 )  # fmt: skip
 def test_medqa_is_read_in_each_of_its_forms(record: dict[str, Any], subject: str, options: tuple[str, ...]) -> None:
-    assert rows_of("medqa", record) == [ExamItem(f"{subject}:1", "exam", subject, "What is red?", options, 1, "", "raw/e")]
+    assert [alone(row) for row in rows_of("medqa", record)] == [
+        ExamItem(f"{subject}:1", "exam", subject, "What is red?", options, 1, "", "raw/e")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -222,7 +231,9 @@ def test_what_is_not_labelled_is_dropped_as_such() -> None:
 def test_pubmedqa_asks_about_its_context() -> None:
     (row,) = rows_of("pubmedqa", {"5": ABSTRACT})
     context = "It was wet.\nIt\nrusted."
-    assert row == ExamItem("pubmed:5", "exam", "pubmed", "Is it red?", ("yes", "no", "maybe"), 1, "It is not.", "raw/e", context)
+    assert alone(row) == ExamItem(
+        "pubmed:5", "exam", "pubmed", "Is it red?", ("yes", "no", "maybe"), 1, "It is not.", "raw/e", context
+    )
     assert isinstance(row, ExamItem) and user_text(row, "Say.").startswith(
         f"Say.\n\n###Context: {context}\n###Question: Is it red?"
     )

@@ -13,8 +13,9 @@ from typing import Any
 import pyarrow as pa
 import torch
 
+from medschool.errors import InputError
 from medschool.evaluate.exams import question_prompt
-from medschool.exams.layout import parse_answer
+from medschool.exams.layout import read_answer
 from medschool.instructions.template import ChatTemplate
 from medschool.rows import ExamItem
 
@@ -28,18 +29,45 @@ ANSWERS_SCHEMA = pa.schema(
         ("text", pa.large_string()),
         ("chosen", pa.int32()),
         ("correct", pa.bool_()),
+        ("problem", pa.string()),
+        ("protocol", pa.string()),
     ]
 )
+"""`problem`: why no option can be read, `empty` or `unread`; '' where one can. `protocol`: hash of evaluate.protocol."""
 
 
-def write_answers(model: Any, template: ChatTemplate, items: Sequence[ExamItem], max_new_tokens: int) -> pa.Table:
-    """One row an item, in the order of `items`: ANSWERS_SCHEMA. `chosen` is null where no option can be read from the text."""
-    texts = greedy_texts(model, template, [question_prompt(item, template) for item in items], max_new_tokens)
+def write_answers(
+    model: Any, template: ChatTemplate, items: Sequence[ExamItem], max_new_tokens: int, protocol: str = ""
+) -> pa.Table:
+    """One row an item, in the order of `items`: ANSWERS_SCHEMA. `chosen` is null where no option can be read from the text.
+
+    Raises InputError with the id of an item that does not fit into the model's context with its answer.
+    """
+    prompts = [question_prompt(item, template) for item in items]
+    _check_length(items, prompts, max_new_tokens, model.config.max_position_embeddings)
     rows = []
-    for item, text in zip(items, texts, strict=True):
-        chosen = parse_answer(text, len(item.options))
-        rows.append({"exam": item.exam, "id": item.id, "text": text, "chosen": chosen, "correct": chosen == item.answer})
+    for item, text in zip(items, greedy_texts(model, template, prompts, max_new_tokens), strict=True):
+        chosen = read_answer(text, item.options)
+        told = {"exam": item.exam, "id": item.id, "text": text, "protocol": protocol}
+        problem = "" if chosen is not None else "unread" if text.strip() else "empty"
+        rows.append({**told, "chosen": chosen, "correct": chosen == item.answer, "problem": problem})
     return pa.Table.from_pylist(rows, ANSWERS_SCHEMA)
+
+
+def _check_length(items: Sequence[ExamItem], prompts: Sequence[list[int]], max_new_tokens: int, context: int) -> None:
+    for item, prompt in zip(items, prompts, strict=True):
+        if len(prompt) + max_new_tokens > context:
+            raise InputError(
+                f"{len(prompt)} tokens and {max_new_tokens} of its answer, the model's context is {context}",
+                "leave the item out of the exam's file, lower evaluate.answer_tokens, or take a model with a longer context",
+                f"{item.exam} {item.id}",
+            )
+
+
+def parse_rates(answers: pa.Table) -> dict[str, float]:
+    """Share of the answers of each exam, ANSWERS_SCHEMA, from which an option can be read."""
+    counts = answers.group_by("exam").aggregate([("chosen", "count"), ("id", "count")]).sort_by("exam").to_pylist()
+    return {row["exam"]: row["chosen_count"] / row["id_count"] for row in counts}
 
 
 def greedy_texts(model: Any, template: ChatTemplate, prompts: Sequence[list[int]], max_new_tokens: int) -> list[str]:

@@ -1,16 +1,19 @@
 """Log-probabilities of several endings of one prompt, in one forward pass.
 
-A row is the prompt and behind it all endings. A tree mask lets every ending see the prompt and itself, and its positions start
-where the prompt ends, so each ending is scored as if it alone stood behind the prompt, and the prompt is read once:
+A row is the prompt and behind it all endings, each without its last token, which predicts nothing. A tree mask lets every ending
+see the prompt and itself, and its positions start where the prompt ends, so each ending is scored as if it alone stood behind the
+prompt, and the prompt is read once. The endings aa, bbb and c:
 
-    tokens     p p p p | a a | b b b | c         the last p predicts the first a, the first b and the first c
-    positions  0 1 2 3 | 4 5 | 4 5 6 | 4
+    tokens     p p p p | a | b b         the last p predicts the first a, the first b and the c
+    positions  0 1 2 3 | 4 | 4 5
+
+Where all endings are one token long, as the letters of an exam are, a row is the prompt alone.
 
 Rows of similar length go through the model together, padded on the left: endings stand at the end of every row, and logits are
 taken for those last positions only. Padding sees padding alone and nothing else sees it. The mask is additive and
 four-dimensional, which is right in `eager` and in `sdpa` (medschool.train.model says why).
 
-Price: one forward pass over prompt + endings, instead of one over prompt + ending for each ending.
+Price: one forward pass over prompt + endings, instead of one over prompt + ending for each ending; for letters, over the prompt.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,8 +37,18 @@ class Choice:
     endings: tuple[tuple[int, ...], ...]
 
     def __len__(self) -> int:
-        """Tokens of the row: of the prompt and of all endings."""
-        return len(self.prompt) + sum(map(len, self.endings))
+        """Tokens of the row: of the prompt, and of all endings but their last ones."""
+        return len(self.prompt) + sum(map(len, self.read))
+
+    @property
+    def read(self) -> tuple[tuple[int, ...], ...]:
+        """What is read of each ending: all but its last token."""
+        return tuple(ending[:-1] for ending in self.endings)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the prompt and one ending, without its last token, at most: what must fit into the model's context."""
+        return len(self.prompt) + max(map(len, self.read), default=0)
 
 
 def tokenized(encode: Callable[[str], Sequence[int]], prompt: str, endings: Sequence[str]) -> Choice:
@@ -85,13 +98,12 @@ def choice_log_probs(model: Any, choices: Sequence[Choice]) -> list[list[float]]
 def _check(choice: Choice, context: int) -> None:
     if not choice.prompt or not all(choice.endings):
         raise InputError("a choice has an empty prompt or an empty ending", "give each at least one token")
-    length = len(choice.prompt) + max(map(len, choice.endings), default=0)
-    if length > context:
-        raise InputError(f"a choice has {length} tokens, the model's context is {context}", "leave out the longest items")
+    if choice.longest > context:
+        raise InputError(f"a choice has {choice.longest} tokens, the model's context is {context}", "leave out the longest items")
 
 
 def _group_log_probs(model: Any, choices: list[Choice]) -> list[list[float]]:
-    """One forward pass; K positions a row have logits: the last one of the prompt and all of the longest set of endings."""
+    """One forward pass; K positions a row have logits: the last one of the prompt and all of the longest set of read endings."""
     inputs = tree_inputs(choices, model.dtype)
     kept = 1 + max(len(choice) - len(choice.prompt) for choice in choices)
     with torch.inference_mode():
@@ -102,14 +114,14 @@ def _group_log_probs(model: Any, choices: list[Choice]) -> list[list[float]]:
 
 def _row_scores(logits: torch.Tensor, choice: Choice) -> list[float]:
     """Score of each ending from the logits (K, V) of a row's last K positions."""
-    first = len(logits) - (len(choice) - len(choice.prompt))
+    first = len(logits) - (len(choice) - len(choice.prompt))  # the place of the first read ending
     sources: list[int] = []  # which position predicts...
     targets: list[int] = []  # ...and which token it should predict
     place = first
     for ending in choice.endings:
         sources += [first - 1, *range(place, place + len(ending) - 1)]
         targets += ending
-        place += len(ending)
+        place += len(ending) - 1
     found = logits[sources].float().log_softmax(dim=-1)[range(len(targets)), targets].double()
     return [float(part.sum()) for part in found.split([len(ending) for ending in choice.endings])]
 
@@ -122,10 +134,10 @@ def tree_inputs(choices: Sequence[Choice], dtype: torch.dtype) -> dict[str, torc
     parts = torch.full_like(ids, PADDING)  # 0 is the prompt, 1 the first ending...
     for row, choice in enumerate(choices):
         place = longest - len(choice)
-        for part, tokens in enumerate((choice.prompt, *choice.endings)):
+        for part, tokens in enumerate((choice.prompt, *choice.read)):
             here = slice(place, place + len(tokens))
             start = len(choice.prompt) if part else 0
-            ids[row, here] = torch.tensor(tokens)
+            ids[row, here] = torch.tensor(tokens, dtype=torch.int64)
             positions[row, here] = torch.arange(start, start + len(tokens))
             parts[row, here] = part
             place += len(tokens)

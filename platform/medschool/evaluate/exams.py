@@ -1,4 +1,4 @@
-"""The exam protocol: one question, one prompt, the most probable letter.
+"""The exam protocol `letters`: one question, one prompt, the most probable letter.
 
     [user: instruction, question, options] [assistant: "###Answer: OPTION"] -> " A" | " B" | " C" | " D"
 
@@ -8,6 +8,8 @@ nothing depends on how it likes to phrase an answer; medschool.evaluate.answer m
 
 Logits of a bf16 model have 8 significant bits, so two letters may tie exactly. A tie is broken by a hash of the item and the
 letter: the same for every model, and in favour of no letter.
+
+The other protocol, `lm_eval`, is medschool.evaluate.harness; both make the same table.
 """
 
 from collections.abc import Sequence
@@ -17,6 +19,8 @@ import pyarrow as pa
 
 from medschool.errors import InputError
 from medschool.evaluate.choices import Choice, choice_log_probs, forked
+from medschool.evaluate.harness import Encode, Scored, score_items
+from medschool.evaluate.protocol import Sitting
 from medschool.exams.layout import ANSWER_STEM, DIRECT_INSTRUCTIONS, letter, user_text
 from medschool.instructions.template import ChatTemplate
 from medschool.rows import ExamItem, Message
@@ -30,8 +34,13 @@ EXAM_SCORES_SCHEMA = pa.schema(
         ("chosen", pa.int32()),
         ("correct", pa.bool_()),
         ("log_probs", pa.list_(pa.float64())),
+        ("chosen_norm", pa.int32()),
+        ("cut_tokens", pa.int32()),
+        ("protocol", pa.string()),
     ]
 )
+"""`chosen_norm`: by the log-probability a character, as lm-evaluation-harness's `acc_norm`; of letters the same as `chosen`.
+`cut_tokens`: what a prompt that was too long lost. `protocol`: hash of medschool.evaluate.protocol."""
 
 
 def question_prompt(item: ExamItem, template: ChatTemplate) -> list[int]:
@@ -55,7 +64,7 @@ def exam_choices(items: Sequence[ExamItem], template: ChatTemplate) -> list[Choi
     return choices
 
 
-def score_exam(model: Any, template: ChatTemplate, items: Sequence[ExamItem]) -> pa.Table:
+def score_exam(model: Any, template: ChatTemplate, items: Sequence[ExamItem], protocol: str = "") -> pa.Table:
     """One row an item, in the order of `items`: EXAM_SCORES_SCHEMA. `log_probs` are those of its letters, in nats.
 
     Raises InputError with the id of an item that does not fit into the model's context.
@@ -63,27 +72,38 @@ def score_exam(model: Any, template: ChatTemplate, items: Sequence[ExamItem]) ->
     choices = exam_choices(items, template)
     context = model.config.max_position_embeddings
     for item, choice in zip(items, choices, strict=True):
-        length = len(choice.prompt) + max(map(len, choice.endings))
-        if length > context:
+        if choice.longest > context:
             raise InputError(
-                f"{length} tokens with its answer, the model's context is {context}",
+                f"{choice.longest} tokens with its answer, the model's context is {context}",
                 "leave the item out of the exam's file, or take a model with a longer context",
                 f"{item.exam} {item.id}",
             )
     scores = choice_log_probs(model, choices)
-    rows = []
-    for item, log_probs in zip(items, scores, strict=True):
-        chosen = best(item.id, log_probs)
-        rows.append(
-            {
-                "exam": item.exam,
-                "id": item.id,
-                "answer": item.answer,
-                "chosen": chosen,
-                "correct": chosen == item.answer,
-                "log_probs": log_probs,
-            }
-        )
+    chosen = [best(item.id, log_probs) for item, log_probs in zip(items, scores, strict=True)]
+    rows = [Scored(tuple(log_probs), 0, index, index) for log_probs, index in zip(scores, chosen, strict=True)]
+    return _table(items, rows, protocol)
+
+
+def score_as_harness(model: Any, encode: Encode, items: Sequence[ExamItem], sitting: Sitting, protocol: str = "") -> pa.Table:
+    """The same table under `lm_eval`, with the sitting's worked questions. Raises as harness.score_items."""
+    return _table(items, score_items(model, encode, items, sitting.shots, sitting.shot_count), protocol)
+
+
+def _table(items: Sequence[ExamItem], scored: Sequence[Scored], protocol: str) -> pa.Table:
+    rows = [
+        {
+            "exam": item.exam,
+            "id": item.id,
+            "answer": item.answer,
+            "chosen": found.chosen,
+            "correct": found.chosen == item.answer,
+            "log_probs": list(found.log_probs),
+            "chosen_norm": found.chosen_norm,
+            "cut_tokens": found.cut_tokens,
+            "protocol": protocol,
+        }
+        for item, found in zip(items, scored, strict=True)
+    ]
     return pa.Table.from_pylist(rows, EXAM_SCORES_SCHEMA)
 
 

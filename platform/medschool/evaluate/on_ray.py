@@ -8,7 +8,7 @@ Every task says what it is; a scorer takes whichever comes next, longest first, 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -19,16 +19,18 @@ import ray
 from medschool import storage
 from medschool.artifact import Artifact, Output, local_copy, write_parquet
 from medschool.evaluate.alongside import Alongside
-from medschool.evaluate.answer import ANSWERS_SCHEMA, write_answers
-from medschool.evaluate.exams import EXAM_SCORES_SCHEMA, score_exam
+from medschool.evaluate.answer import ANSWERS_SCHEMA, parse_rates, write_answers
+from medschool.evaluate.exams import EXAM_SCORES_SCHEMA, score_as_harness, score_exam
+from medschool.evaluate.harness import Encode, harness_encoder
 from medschool.evaluate.perplexity import LOSSES_SCHEMA, document_losses
 from medschool.evaluate.probes import PROBE_SCORES_SCHEMA, Piece, make_probes, score_probes
-from medschool.exams.make import items_of, read_items
+from medschool.evaluate.protocol import Sitting, hashes, sitting
+from medschool.exams.make import items_of, read_items, read_shots
 from medschool.instructions.template import ChatTemplate, template_of
 from medschool.procedure import phase_sources, probed_variant
 from medschool.recipe import Recipe
 from medschool.recipe.schema import Model
-from medschool.rows import PROBE_SCHEMA, Probe, table
+from medschool.rows import PROBE_SCHEMA, ExamItem, Probe, table
 from medschool.seed import seed_of
 from medschool.tokens.on_ray import heldout_rows
 from medschool.tokens.order import Order, Withheld, order_of
@@ -63,6 +65,7 @@ def make_scores(recipe: Recipe, checkpoint: Artifact, examined: Examined, prefix
             "dtype": recipe.model.dtype,
             "answer_tokens": recipe.evaluate.answer_tokens,
             "template": template_of(recipe),
+            "sittings": _sittings(recipe, examined),
         },
         compute=ray.data.ActorPoolStrategy(size=min(recipe.cluster.score_workers, len(tasks))),
         num_cpus=1,
@@ -75,7 +78,14 @@ def make_scores(recipe: Recipe, checkpoint: Artifact, examined: Examined, prefix
         for name, parts in found.items()
     }
     files = tuple(write_parquet(prefix_uri, f"{name}.parquet", rows) for name, rows in tables.items())
-    return Output(files, {"perplexity": perplexities(tables["losses"]), "accuracy": accuracies(tables["answers"])})
+    facts = {
+        "perplexity": perplexities(tables["losses"]),
+        "accuracy": accuracies(tables["answers"]),
+        "parse_rate": parse_rates(tables["written"]),
+        "protocols": {name: hashes(tables[name]) for name in ("answers", "written")},
+        "cut_prompts": cut_prompts(tables["answers"]),
+    }
+    return Output(files, facts)
 
 
 def _tasks(recipe: Recipe, examined: Examined) -> list[tuple[str, list[Any]]]:
@@ -104,13 +114,23 @@ def _tasks(recipe: Recipe, examined: Examined) -> list[tuple[str, list[Any]]]:
     ]
 
 
+def _sittings(recipe: Recipe, examined: Examined) -> dict[str, Sitting]:
+    """How each exam is sat, by name."""
+    return {
+        name: sitting(recipe.exams[name], read_items(artifact)[: recipe.exams[name].items], read_shots(artifact))
+        for name, artifact in examined.exams.items()
+    }
+
+
 class _Scorer:
     """A process that holds the model and works off tasks."""
 
-    def __init__(self, checkpoint: Artifact, dtype: str, answer_tokens: int, template: str) -> None:
+    def __init__(self, checkpoint: Artifact, dtype: str, answer_tokens: int, template: str, sittings: dict[str, Sitting]) -> None:
         folder = model_copy(checkpoint)
         self._model, self._template = load_model(folder, dtype).eval(), ChatTemplate(folder, template)
-        self._answer_tokens = answer_tokens
+        self._answer_tokens, self._sittings = answer_tokens, sittings
+        self._folder = folder
+        self._conversation = str(self._template.describe()["chat_template"])
 
     def __call__(self, task: dict[str, Any]) -> dict[str, Any]:
         rows = getattr(self, f"_{task['table']}")(task["items"]).cast(TABLES[task["table"]])
@@ -118,6 +138,10 @@ class _Scorer:
         with pa.ipc.new_stream(sink, rows.schema) as writer:
             writer.write_table(rows)
         return {"table": task["table"], "rows": sink.getvalue().to_pybytes()}
+
+    @cached_property
+    def _harness(self) -> Encode:
+        return harness_encoder(self._folder)
 
     def _losses(self, rows: Sequence[dict[str, Any]]) -> pa.Table:
         documents = [np.asarray(row["tokens"]) for row in rows]
@@ -131,14 +155,33 @@ class _Scorer:
         )
 
     def _answers(self, rows: Sequence[dict[str, Any]]) -> pa.Table:
-        return score_exam(self._model, self._template, items_of(rows))
+        return pa.concat_tables(self._sat(name, items) for name, items in _by_exam(rows))
+
+    def _sat(self, name: str, items: list[ExamItem]) -> pa.Table:
+        how = self._sittings[name]
+        protocol = how.protocol(self._conversation).hash
+        if how.kind == "letters":
+            return score_exam(self._model, self._template, items, protocol)
+        return score_as_harness(self._model, self._harness, items, how, protocol)
 
     def _written(self, rows: Sequence[dict[str, Any]]) -> pa.Table:
-        return write_answers(self._model, self._template, items_of(rows), self._answer_tokens)
+        return pa.concat_tables(self._spoken(name, items) for name, items in _by_exam(rows))
+
+    def _spoken(self, name: str, items: list[ExamItem]) -> pa.Table:
+        protocol = self._sittings[name].written(self._conversation, self._answer_tokens).hash
+        return write_answers(self._model, self._template, items, self._answer_tokens, protocol)
 
     def _probes(self, rows: Sequence[dict[str, Any]]) -> pa.Table:
         probes = [Probe(**{**row, "candidates": tuple(row["candidates"])}) for row in rows]
         return score_probes(self._model, self._template.encode, probes)
+
+
+def _by_exam(rows: Sequence[dict[str, Any]]) -> list[tuple[str, list[ExamItem]]]:
+    """The items of each exam among `rows`, in their order."""
+    found: dict[str, list[ExamItem]] = {}
+    for item in items_of(rows):
+        found.setdefault(item.exam, []).append(item)
+    return list(found.items())
 
 
 def read_scores(evaluation: Artifact) -> dict[str, pa.Table]:
@@ -161,6 +204,12 @@ def accuracies(answers: pa.Table) -> dict[str, float]:
     return {
         exam: float(pc.mean(answers.filter(pc.equal(answers.column("exam"), exam)).column("correct")).as_py()) for exam in exams
     }
+
+
+def cut_prompts(answers: pa.Table) -> dict[str, int]:
+    """Items of each exam whose prompt was cut to fit into the model's context."""
+    counts = answers.filter(pc.greater(answers.column("cut_tokens"), 0)).group_by("exam").aggregate([("id", "count")])
+    return {row["exam"]: row["id_count"] for row in counts.sort_by("exam").to_pylist()}
 
 
 # ---- the probes ---------------------------------------------------------------------------------------------------------------

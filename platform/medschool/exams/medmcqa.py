@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 from medschool.errors import InputError
+from medschool.exams.harness import MEDMCQA, medmcqa_asked
 from medschool.exams.records import (
     SAMPLE_CHARS,
     json_lines,
@@ -48,8 +49,9 @@ def medmcqa(data: bytes, uri: str, name: str, counts_from: int | None = None) ->
             )
             continue
         options = tuple(one_line(record[option]) for option in OPTIONS)
-        rationale = one_line(str(record.get("exp") or ""))
-        yield ExamItem(key, name, subject, question, options, record["cop"] - first, rationale, uri)
+        read = (question, options, record["cop"] - first, one_line(str(record.get("exp") or "")), uri)
+        asked = medmcqa_asked(record["question"], [record[option] for option in OPTIONS])
+        yield ExamItem(key, name, subject, *read, task=MEDMCQA, asked=asked)
 
 
 medmcqa_from_0 = partial(medmcqa, counts_from=0)

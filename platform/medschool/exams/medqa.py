@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from string import ascii_uppercase
 from typing import Any
 
+from medschool.exams.harness import MEDQA, medqa_asked
 from medschool.exams.records import (
     json_lines,
     malformed,
@@ -36,11 +37,13 @@ def medqa(data: bytes, uri: str, name: str) -> Iterator[ExamItem | Dropped]:
             continue
         question, options, answer = found
         subject = subject_name(str(record.get("meta_info") or WITHOUT_SUBJECT))
-        yield ExamItem(f"{subject_key(subject)}:{number}", name, subject, question, options, answer, "", uri)
+        read = (paragraphs(question), tuple(map(one_line, options)), answer, "", uri)
+        asked = medqa_asked(str(record.get("sent1", record.get("question"))), options)
+        yield ExamItem(f"{subject_key(subject)}:{number}", name, subject, *read, task=MEDQA, asked=asked)
 
 
 def _read(record: dict[str, Any]) -> tuple[str, tuple[str, ...], int] | str:
-    """Question, options and the index of the right one; or what is wrong."""
+    """Question and options as they stand in the record, and the index of the right one; or what is wrong."""
     if "ending0" in record:
         return _endings(record)
     if problem := text_problem(record, ("question", "answer_idx")):
@@ -56,7 +59,7 @@ def _read(record: dict[str, Any]) -> tuple[str, tuple[str, ...], int] | str:
     said = record.get("answer")
     if isinstance(said, str) and one_line(said) != one_line(options[letter]):
         return f"answer is {said!r:.60}, but option {letter} is {options[letter]!r:.60}"
-    return paragraphs(record["question"]), tuple(one_line(options[each]) for each in letters), letters.index(letter)
+    return record["question"], tuple(options[each] for each in letters), letters.index(letter)
 
 
 def _options(found: Any) -> dict[str, Any] | str:
@@ -78,4 +81,4 @@ def _endings(record: dict[str, Any]) -> tuple[str, tuple[str, ...], int] | str:
     if isinstance(label, bool) or not isinstance(label, int) or label not in range(len(ENDINGS)):
         return f"label is {label!r:.60}, not a number from 0 to {len(ENDINGS) - 1}"
     question = "\n".join(part for key in ("sent1", "sent2") if (part := paragraphs(str(record.get(key) or ""))))
-    return question, tuple(one_line(record[key]) for key in ENDINGS), label
+    return question, tuple(record[key] for key in ENDINGS), label

@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from medschool.errors import InputError
+from medschool.exams.harness import PUBMEDQA, pubmedqa_asked
+from medschool.exams.layout import DECISIONS
 from medschool.exams.records import SAMPLE_CHARS, decoded, one_line, paragraphs, text_problem
 from medschool.rows import Dropped, ExamItem
 
-DECISIONS = ("yes", "no", "maybe")
 SUBJECT = "pubmed"
 
 
@@ -37,7 +38,8 @@ def pubmedqa_row(pmid: str, record: Any, uri: str, name: str) -> ExamItem | Drop
         return Dropped(key, name, "unlabelled", "no final_decision", sample, uri)
     answer, context = DECISIONS.index(decision), "\n".join(paragraphs(part) for part in record["CONTEXTS"])
     why = one_line(str(record.get("LONG_ANSWER") or ""))
-    return ExamItem(key, name, SUBJECT, paragraphs(record["QUESTION"]), DECISIONS, answer, why, uri, context)
+    read = (paragraphs(record["QUESTION"]), DECISIONS, answer, why, uri, context)
+    return ExamItem(key, name, SUBJECT, *read, task=PUBMEDQA, asked=pubmedqa_asked(record["QUESTION"], record["CONTEXTS"]))
 
 
 def pubmedqa_records(data: bytes, uri: str) -> Iterator[tuple[str, Any]]:

@@ -42,7 +42,7 @@ def _without_repeats(items: Sequence[ExamItem]) -> tuple[list[ExamItem], list[Dr
     of_id: dict[str, ExamItem] = {}
     dropped = []
     for item in items:
-        original = first.setdefault(_content(item), item)
+        original = first.setdefault(content(item), item)
         if original is not item:
             dropped.append(_repeat(item, original))
         elif other := of_id.get(item.id):
@@ -53,7 +53,7 @@ def _without_repeats(items: Sequence[ExamItem]) -> tuple[list[ExamItem], list[Dr
     return list(first.values()), dropped
 
 
-def _content(item: ExamItem) -> tuple[str, frozenset[str]]:
+def content(item: ExamItem) -> tuple[str, frozenset[str]]:
     """What makes two items the same question: the words asked, and the options in any order."""
     return _normalised(item.question), frozenset(map(_normalised, item.options))
 
