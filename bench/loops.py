@@ -13,7 +13,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -207,7 +207,7 @@ def TOLD(step: int, loss: float) -> None:
         print(json.dumps({"step": step, "loss": loss, "time_s": time.time()}), flush=True)
 
 
-def main() -> None:
+def main(arms: Mapping[str, Callable[..., Iterator[float]]]) -> None:
     import torch
     import torch.distributed as dist
 
@@ -219,7 +219,7 @@ def main() -> None:
     if spec.get("pids"):
         Path(spec["pids"], str(rank)).write_text(str(os.getpid()))
     save = Path(spec["save"]) if spec.get("save") else None
-    for step, loss in enumerate(globals()[arm](course, rows, rank, world_size, save), 1):
+    for step, loss in enumerate(arms[arm](course, rows, rank, world_size, save), 1):
         TOLD(step, loss)
     if rank == 0 and on_gpu:
         print(json.dumps({"peak_bytes": torch.cuda.max_memory_allocated()}), flush=True)
@@ -227,4 +227,4 @@ def main() -> None:
 
 
 if __name__ == "__main__" and "RANK" in os.environ:
-    main()
+    main(globals())

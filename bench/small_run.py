@@ -59,18 +59,9 @@ BILLION = Shape(2048, 16, 32, 8, 8192, 128_256, True, 131_072)
 
 def write_store(folder: Path, shape: Shape, dtype: str, row_tokens: int, rows: int) -> Path:
     """A store with a random model of `shape` and one shard of rows; the folder."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     from medschool.tokens.pack import pack
-    from medschool.tokens.shards import ipc_bytes, rows_table
 
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        **vars(shape), bos_token_id=1, eos_token_id=2, rope_parameters={"rope_type": "default", "rope_theta": 1e4}
-    )
-    model = LlamaForCausalLM(config)
-    model.to({"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]).save_pretrained(folder / "raw" / "models" / "small")
+    write_model(folder, shape, dtype)
     draw = np.random.default_rng(0)
     kind = np.dtype(np.uint16 if shape.vocab_size < 2**16 else np.uint32)
     documents, need = list[np.ndarray](), (rows + 1) * row_tokens
@@ -79,10 +70,30 @@ def write_store(folder: Path, shape: Shape, dtype: str, row_tokens: int, rows: i
         documents.append(draw.integers(3, shape.vocab_size, length).astype(kind))
         need -= length
     packed = pack([str(number) for number in range(len(documents))], documents, row_tokens, 2, kind)
+    return write_rows(folder, packed, kind)
+
+
+def write_model(folder: Path, shape: Shape, dtype: str) -> None:
+    """A random model of `shape` below raw/models/small of a store."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        **vars(shape), bos_token_id=1, eos_token_id=2, rope_parameters={"rope_type": "default", "rope_theta": 1e4}
+    )
+    model = LlamaForCausalLM(config)
+    model.to({"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]).save_pretrained(folder / "raw" / "models" / "small")
+
+
+def write_rows(folder: Path, packed: Any, kind: Any) -> Path:
+    """Packed rows as the one shard of a store; the folder."""
+    from medschool.tokens.shards import ipc_bytes, rows_table
+
     (folder / "rows" / "shards").mkdir(parents=True)
     (folder / "rows" / "shards" / "00000.arrow").write_bytes(ipc_bytes(rows_table(packed, kind)))
     (folder / "rows" / "about.json").write_text(
-        json.dumps({"row_tokens": row_tokens, "rows": len(packed.tokens), "dtype": kind.name})
+        json.dumps({"row_tokens": packed.tokens.shape[1], "rows": len(packed.tokens), "dtype": kind.name})
     )
     return folder
 

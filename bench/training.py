@@ -28,6 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,8 @@ class Clock:
         return (after - before) / (ended - began)
 
 
-def ours(store: Path, name: str, dtype: str, steps: int, warm: int) -> dict[str, Any]:
-    """In a process of its own: a Ray, a run in MLflow, one training."""
+def ours(store: Path, name: str, dtype: str, steps: int, warm: int, cluster: Mapping[str, Any] = {}) -> dict[str, Any]:
+    """In a process of its own: a Ray, a run in MLflow, one training. `cluster`: more keys of that section."""
     from medschool.track import TrackedRun, begin_run
 
     os.environ["MEDSCHOOL_CACHE"] = str(store / "cache")
@@ -71,7 +72,7 @@ def ours(store: Path, name: str, dtype: str, steps: int, warm: int) -> dict[str,
     row_tokens = json.loads((store / "rows" / "about.json").read_text())["row_tokens"]
     run = begin_run(TrackedRun("bench", name, name))
     assert run is not None, "MLflow must track this arm"
-    course, rows = setting(store, name, dtype, steps, BATCH_ROWS, cluster_of(row_tokens, 10), run)
+    course, rows = setting(store, name, dtype, steps, BATCH_ROWS, cluster_of(row_tokens, 10) | cluster, run)
     clock = Clock(warm, steps)
 
     def hear(line: str) -> None:
@@ -88,13 +89,14 @@ def ours(store: Path, name: str, dtype: str, steps: int, warm: int) -> dict[str,
     }
 
 
-def theirs(arm: str, store: Path, name: str, dtype: str, steps: int, warm: int) -> dict[str, Any]:
+def theirs(arm: str, store: Path, name: str, dtype: str, steps: int, warm: int, script: str = "loops.py") -> dict[str, Any]:
     """In a process of its own: torchrun and its workers."""
     os.environ["MEDSCHOOL_CACHE"] = str(store / "cache")
     row_tokens = json.loads((store / "rows" / "about.json").read_text())["row_tokens"]
     spec = {"name": name, "dtype": dtype, "steps": steps, "batch_rows": BATCH_ROWS, "cluster": cluster_of(row_tokens, 10**6)}
     points, clock = list[dict[str, float]](), Clock(warm, steps)
-    with subprocess.Popen(torchrun(arm, store, spec, WORKERS), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+    command = torchrun(arm, store, spec, WORKERS, script=script)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
         assert run.stdout is not None and run.stderr is not None
         for line in run.stdout:
             if line.startswith('{"step"'):
@@ -110,9 +112,9 @@ def theirs(arm: str, store: Path, name: str, dtype: str, steps: int, warm: int) 
     }
 
 
-def torchrun(arm: str, store: Path, spec: dict[str, Any], workers: int, *options: str) -> list[str]:
-    """The command line of one arm of loops.py."""
-    loops = str(ROOT / "bench" / "loops.py")
+def torchrun(arm: str, store: Path, spec: dict[str, Any], workers: int, *options: str, script: str = "loops.py") -> list[str]:
+    """The command line of one arm of loops.py, or of another script of the benches."""
+    loops = str(ROOT / "bench" / script)
     return [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers), *options,
         loops, arm, str(store), json.dumps(spec),

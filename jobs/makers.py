@@ -78,7 +78,7 @@ def instructions(run: Run, stage: Stage, inputs: dict[str, Artifact], fingerprin
     name = stage.name.removeprefix("instructions/")
 
     def do(prefix: str) -> Output:
-        return make_instructions(run.recipe, name, inputs.values(), run.store_uri, prefix)
+        return make_instructions(run.recipe, name, _below(inputs, "exams").values(), run.store_uri, prefix, inputs)
 
     return _commit(run, stage, inputs, fingerprint, do)
 
@@ -213,16 +213,9 @@ def evaluate(run: Run, stage: Stage, inputs: dict[str, Artifact], fingerprint: s
 
 
 def verdict(run: Run, stage: Stage, inputs: dict[str, Artifact], fingerprint: str) -> Artifact:
-    from medschool.ablate.compare import Scored, make_verdict
-    from medschool.ablate.contamination import contamination
-    from medschool.evaluate.on_ray import read_scores
+    from medschool.ablate.settle import verdict_of
 
-    scored = [
-        Scored(trial.name, trial.variant, trial.seed, **read_scores(inputs[f"evaluate/{trial.name}"]))
-        for trial in trials(run.recipe)
-    ]
-    found = contamination(_below(inputs, "overlap"), _below(inputs, "withheld"))
-    return _commit(run, stage, inputs, fingerprint, lambda prefix: make_verdict(run.recipe, scored, prefix, found))
+    return _commit(run, stage, inputs, fingerprint, lambda prefix: verdict_of(run.recipe, inputs, prefix))
 
 
 def _below(inputs: dict[str, Artifact], kind: str) -> dict[str, Artifact]:

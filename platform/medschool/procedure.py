@@ -4,6 +4,7 @@
     documents of all sources --duplicates--> those that tokens/<source> leaves out
     documents + items --overlap/<source>--> documents that hold an item --withheld/<source>--> rows that are not trained on
     raw files --exams/<exam>--> items        raw files + items --instructions/<set>--> conversations --chats/<set>--> rows
+    (a set made from a source of the recipe has documents, and which are copies, in place of raw files)
     raw model --model--> weights, --tokenizer--> tokenizer          rows of the candidate --probes--> facts and their twins
 
     weights --pretrain/<trial>--> checkpoint --instruct/<trial>--> checkpoint --evaluate/<trial>--> scores of every item
@@ -23,7 +24,7 @@ from medschool import storage
 from medschool.artifact import digest_of
 from medschool.errors import MedschoolError
 from medschool.recipe import Recipe
-from medschool.recipe.schema import Source, Training
+from medschool.recipe.schema import Exam, Source, Training
 from medschool.stage import Resolved, Stage, resolve
 
 Phase = Literal["pretrain", "instruct"]
@@ -67,8 +68,8 @@ def stages(recipe: Recipe) -> tuple[Stage, ...]:
         Stage("model", _weights(recipe), raw=(recipe.model.uri,)),
         Stage("tokenizer", {"uri": recipe.model.uri}, raw=(recipe.model.uri,)),
         *_exams(recipe),
-        *_instructions(recipe),
         *_texts(recipe),
+        *_instructions(recipe),
         *_chats(recipe),
         *_probes(recipe),
     ]
@@ -77,12 +78,13 @@ def stages(recipe: Recipe) -> tuple[Stage, ...]:
     verdict = {
         "evaluate": _json(recipe.evaluate, "heldout_every_steps"),  # what is looked at on the way decides nothing
         "gate": _json(recipe.gate),
+        "retention": _json(recipe.retention),
         "variants": {name: _json(variant) for name, variant in recipe.variants.items()},
         "seed": recipe.seed,
     }
     checked = [f"{kind}/{name}" for kind in ("overlap", "withheld") for name in withheld_sources(recipe)]
     read = _same([*(f"evaluate/{trial.name}" for trial in trials(recipe)), *checked])
-    return (*made, Stage("verdict", verdict, read, version=3))
+    return (*made, Stage("verdict", verdict, read, version=4))
 
 
 def _weights(recipe: Recipe) -> dict[str, Any]:
@@ -96,23 +98,32 @@ def _exams(recipe: Recipe) -> list[Stage]:
     return [
         Stage(
             f"exams/{name}",
-            {"exam": {"name": name, **_json(exam, "items", "generated_items")}, "seed": recipe.seed},
-            raw=tuple(files.uri for files in exam.files),
+            {"exam": {"name": name, **_json(exam, "items", "generated_items", "protocol")}, "seed": recipe.seed},
+            raw=_exam_files(exam),
+            version=2,
         )
         for name, exam in recipe.exams.items()
     ]
+
+
+def _exam_files(exam: Exam) -> tuple[str, ...]:
+    """What an exam is read from: its questions, the ids that are kept, its worked questions."""
+    shots = exam.shots.files if exam.shots else ()
+    return (*(files.uri for files in exam.files), *([exam.ids] if exam.ids else []), *(files.uri for files in shots))
 
 
 def _instructions(recipe: Recipe) -> list[Stage]:
     exams = _same(f"exams/{name}" for name in recipe.exams)
     made = []
     for name, spec in recipe.instructions.items():
-        text = {"set": {"name": name, **_json(spec, "bad_files"), "licences": sorted(spec.licences)}, "seed": recipe.seed}
+        told = ("bad_files",) if spec.from_corpus else ("bad_files", "from_corpus")
+        text = {"set": {"name": name, **_json(spec, *told), "licences": sorted(spec.licences)}, "seed": recipe.seed}
         if recipe.clean.identifiers is not None:
             text["identifiers"] = _json(recipe.clean.identifiers, "max_quarantined_share")
         if spec.ask:
             text["teacher"] = _json(recipe.teacher, *TEACHER_BOUNDS)
-        made.append(Stage(f"instructions/{name}", text, exams, tuple(files.uri for files in spec.files), version=3))
+        texts = _same([f"corpus/{spec.from_corpus.source}", *_duplicates(recipe)]) if spec.from_corpus else {}
+        made.append(Stage(f"instructions/{name}", text, exams | texts, tuple(files.uri for files in spec.files), version=3))
     return made
 
 
@@ -226,9 +237,9 @@ def _trial(recipe: Recipe, trial: Trial) -> list[Stage]:
     read = _same([*(f"tokens/{name}" for name in recipe.sources), *(f"exams/{name}" for name in recipe.exams)])
     if recipe.probes is not None:
         read["probes"] = "probes"
-    samples = {name: [exam.items, exam.generated_items] for name, exam in recipe.exams.items()}
+    samples = {name: [exam.items, exam.generated_items, exam.protocol] for name, exam in recipe.exams.items()}
     spec = {"dtype": recipe.model.dtype, "answer_tokens": recipe.evaluate.answer_tokens, "samples": samples}
-    return [*made, Stage(f"evaluate/{trial.name}", spec | _template(recipe), {"model": model, **read}, version=2)]
+    return [*made, Stage(f"evaluate/{trial.name}", spec | _template(recipe), {"model": model, **read}, version=3)]
 
 
 def _template(recipe: Recipe) -> dict[str, str]:

@@ -99,7 +99,8 @@ class Conversation:
     source: str
     """The recipe's name of the set."""
     kind: str
-    """What it teaches: `exam`, `rationale`, `conversation` or `graph`, the components of the paper's ablation."""
+    """What it teaches: `exam`, `rationale`, `conversation` or `graph`, the components of the paper's ablation; or `reading/cause`
+    and other kinds of questions on a text (medschool.instructions.reading)."""
     messages: tuple[Message, ...]
     """At least one `user` turn and then an `assistant` turn, which is the last."""
     licence: str
@@ -141,6 +142,10 @@ class ExamItem:
     uri: str
     context: str = ""
     """What the question is about, to be read before it: an abstract, where the exam has one."""
+    task: str = ""
+    """The layout of lm-evaluation-harness that fits its file, by name (medschool.exams.harness); empty where none does."""
+    asked: str = ""
+    """The whole question in that layout, up to `Answer:`, made of the texts exactly as they stand in the file."""
 
 
 EXAM_SCHEMA = pa.schema(
@@ -154,6 +159,8 @@ EXAM_SCHEMA = pa.schema(
         ("rationale", pa.large_string()),
         ("uri", pa.string()),
         ("context", pa.large_string()),
+        ("task", pa.string()),
+        ("asked", pa.large_string()),
     ]
 )
 

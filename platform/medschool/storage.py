@@ -423,7 +423,7 @@ def require_files(uri: str) -> list[FileInfo]:
     """As list_files, but raises InputError when nothing matches."""
     found = list_files(uri)
     if not found:
-        raise InputError("no file matches", "check the path; `medschool fetch quickstart` brings the quickstart's files", uri)
+        raise InputError("no file matches", "check the path; `medschool fetch --list` says which files can be fetched", uri)
     return found
 
 

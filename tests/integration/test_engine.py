@@ -29,7 +29,16 @@ from medschool.train.course import Course
 from medschool.train.engine import build_engine, check_documents_apart
 from medschool.train.export import weights_on_cpu
 from medschool.train.lora import add_adapters
-from medschool.train.model import chunk_the_loss, load_model, model_inputs, random_model, row_losses, summed_loss, targets_of
+from medschool.train.model import (
+    IGNORED,
+    chunk_the_loss,
+    load_model,
+    model_inputs,
+    random_model,
+    row_losses,
+    summed_loss,
+    targets_of,
+)
 from medschool.train.schedule import lr_factor
 from medschool.train.zero import check_batch, deepspeed_config
 
@@ -255,6 +264,22 @@ def test_the_loss_in_chunks_is_the_loss(chunk: int, store: Path) -> None:
         loss.sum().backward()
     for one, other in zip(plain.parameters(), chunked.parameters(), strict=True):
         assert float((one.grad - other.grad).norm() / one.grad.norm()) < 1e-6
+
+
+def test_the_output_head_of_a_chunked_loss_sees_trained_tokens_only(store: Path) -> None:
+    tokens, targets = batch()
+    targets[:, :-16] = IGNORED
+    model, seen = load_model(Path(course(store).model.prefix_uri), "fp32"), list[int]()
+    model.get_output_embeddings().register_forward_hook(lambda head, hidden, logits: seen.append(len(hidden[0])))
+    chunk_the_loss(model, 50)
+    row_losses(model, model_inputs(tokens, LENGTHS), targets)
+    assert sum(seen) == int((targets != IGNORED).sum()) and max(seen) <= 50
+    everything = math.ceil(targets.numel() / 50)
+    assert len(seen) == everything
+    seen.clear()
+    losses = row_losses(model, model_inputs(tokens, LENGTHS), torch.full_like(targets, IGNORED))
+    assert len(seen) == everything and losses.tolist() == [0.0] * len(tokens)
+    losses.sum().backward()
 
 
 def test_a_model_that_scales_its_logits_is_not_chunked(store: Path) -> None:

@@ -23,7 +23,7 @@ from medschool.instructions.spending import Ledger
 from medschool.recipe import Recipe, load
 from medschool.recipe.schema import Teacher
 from medschool.rows import Conversation, Dropped, ExamItem
-from medschool.serve.admission import hash_key
+from medschool.serve.keys import hash_key
 from medschool.serve.on_ray import ChatArgs, deploy
 from medschool.storage import read_parquet
 

@@ -107,6 +107,8 @@ def sections(recipe: Recipe) -> dict[str, str]:
         ("chats.row_tokens=512", {f"chats/{name}" for name in ("exam_questions", "rationale", "conclusions", "graph", "coding")}),
         ("exams.mmlu_clinical.items=300", {f"evaluate/{name}" for name in ("base", "control", "knowledge", "instructed")}),
         ("exams.mmlu_clinical.subjects=[anatomy]", {"exams/mmlu_clinical"}),
+        ("exams.mmlu_clinical.protocol=lm_eval", {f"evaluate/{name}" for name in ("base", "control", "knowledge", "instructed")}),
+        ("exams.mmlu_clinical.ids=raw/ids.json", {"exams/mmlu_clinical"}),
         ("probes.items=10", {"probes"}),
         ("budget.minutes=1", set()),
         ("evaluate.confidence=0.9", {"verdict"}),

@@ -42,8 +42,10 @@ def test_datasets_reads_every_document_but_the_near_duplicates(tmp_path: Path, m
     assert lines[0].startswith("papers: 5 documents")
 
 
-def test_an_existing_folder_is_left_alone(tmp_path: Path) -> None:
+def test_an_existing_folder_is_left_alone_unless_it_is_empty(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
+    export_corpus("test", {"papers": made(tmp_path / "papers", "papers", 4)}, {}, tmp_path / "out", print)
+    assert (tmp_path / "out" / "README.md").is_file()
     with pytest.raises(InputError, match="there already"):
         export_corpus("test", {}, {}, tmp_path / "out", print)
 

@@ -29,7 +29,7 @@ from medschool.instructions.ask import Ask, asked, to_explain
 from medschool.instructions.asking import ask_portions
 from medschool.instructions.check import Kept
 from medschool.instructions.endpoint import KEY as KEY_NAME
-from medschool.instructions.endpoint import _retry_after_s
+from medschool.instructions.endpoint import retry_after_s
 from medschool.instructions.exam import with_rationale
 from medschool.instructions.formats import INSTRUCTION_FORMATS
 from medschool.instructions.spending import Ledger, OverBudget
@@ -369,7 +369,7 @@ def test_everybody_waits_for_a_retry_after(tmp_path: Path) -> None:
 def test_retry_after_is_a_number(value: str, low: float | None, high: float | None) -> None:
     import httpx
 
-    assert _retry_after_s(httpx.Headers({"retry-after": value})) == low == high
+    assert retry_after_s(httpx.Headers({"retry-after": value})) == low == high
 
 
 def test_retry_after_may_be_a_date() -> None:
@@ -377,9 +377,9 @@ def test_retry_after_may_be_a_date() -> None:
 
     import httpx
 
-    found = _retry_after_s(httpx.Headers({"retry-after": formatdate(time.time() + 40, usegmt=True)}))
+    found = retry_after_s(httpx.Headers({"retry-after": formatdate(time.time() + 40, usegmt=True)}))
     assert found is not None and 37 < found <= 40
-    assert _retry_after_s(httpx.Headers({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"})) == 0.0
+    assert retry_after_s(httpx.Headers({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"})) == 0.0
 
 
 def test_a_teacher_that_is_down_is_an_error_after_its_patience(

@@ -15,11 +15,6 @@ from medschool.recipe import load
 app = typer.Typer(name="export", no_args_is_help=True, help="Write what a run made in forms that other programs read.")
 
 
-@app.callback()
-def _group() -> None:
-    """Keeps `corpus` a verb of its own while it is the only one."""
-
-
 @app.command()
 def corpus(
     recipe: RecipePath,
@@ -43,4 +38,33 @@ def corpus(
     removed = {name: removed_ids(made["duplicates"], name) for name in names} if checked.near_duplicates else {}
     sources = {name: made[f"corpus/{name}"] for name in names}
     found = export_corpus(checked.name, sources, removed, folder, (lambda _: None) if as_json else print)
+    print(json.dumps({name: asdict(one) for name, one in found.items()}, indent=1) if as_json else f"wrote {folder}/README.md")
+
+
+@app.command()
+def instructions(
+    recipe: RecipePath,
+    to: Annotated[
+        Path | None, typer.Option(help="A new or empty folder; `<name of the recipe>-instructions` when left out.")
+    ] = None,
+    of: Annotated[list[str], typer.Option(help="Only this set; repeatable.")] = [],  # noqa: B006 (typer's own form)
+    overrides: Overrides = [],  # noqa: B006
+    as_json: AsJson = False,
+) -> None:
+    """Write the finished instructions as a Hugging Face `datasets` directory: Parquet and a card, one configuration a set.
+
+    Example: medschool export instructions recipes/quickstart.yaml --to instructions --of graph
+    """
+    from medschool.instructions.export import export_instructions
+
+    checked = load(recipe, overrides)
+    if not checked.instructions:
+        raise RecipeError("there are no instructions in this recipe", "give it a section `instructions`", str(recipe))
+    if unknown := [name for name in of if name not in checked.instructions]:
+        raise RecipeError(f"{unknown[0]!r} is no set of instructions", f"name one of {', '.join(checked.instructions)}", "--of")
+    names = list(dict.fromkeys(of)) or list(checked.instructions)
+    made = finished(checked, store_alone(), [f"instructions/{name}" for name in names])
+    folder = to or Path(f"{checked.name}-instructions")
+    sets = {name: made[f"instructions/{name}"] for name in names}
+    found = export_instructions(checked, sets, folder, (lambda _: None) if as_json else print)
     print(json.dumps({name: asdict(one) for name, one in found.items()}, indent=1) if as_json else f"wrote {folder}/README.md")

@@ -3,17 +3,13 @@
     OUT/README.md               the card: documents, characters, licences, and what was left out, step by step
     OUT/data/papers/00000.parquet   the documents of one part of the source, with the columns of medschool.rows.DOCUMENT_SCHEMA
 
-`datasets.load_dataset("OUT", "papers")` reads it; every row carries its own licence. The directory is written under another name
-beside it and renamed when it is whole. One part is in memory at a time.
+`datasets.load_dataset("OUT", "papers")` reads it; every row carries its own licence. One part is in memory at a time.
 """
 
-import shutil
-import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,9 +17,8 @@ import pyarrow.parquet as pq
 
 from medschool import storage
 from medschool.artifact import Artifact
-from medschool.errors import InputError, StageError
-
-DATA = "data"
+from medschool.corpus.dataset_folder import CARD, DATA, card_head, counts_table, new_folder, table
+from medschool.errors import StageError
 
 
 @dataclass(frozen=True)
@@ -44,20 +39,14 @@ def export_corpus(
 ) -> dict[str, Exported]:
     """Write the documents of `sources` (corpus artifacts by name) to `folder`, without the ids in `removed`.
 
-    Raises InputError when the folder is there already, StageError when an artifact has lost rows since it was made.
+    Raises InputError when the folder is there and not empty, StageError when an artifact has lost rows since it was made.
     """
-    if folder.exists():
-        raise InputError("is there already", "name a new folder, or remove it", str(folder))
-    partial = folder.with_name(f"{folder.name}.partial-{uuid.uuid4().hex[:8]}")
     found = {}
-    try:
+    with new_folder(folder) as partial:
         for source, made in sources.items():
             found[source] = _export_source(made, removed.get(source, frozenset()), partial / DATA / source)
             say(f"{source}: {found[source].documents:,} documents, {found[source].chars:,} characters")
-        (partial / "README.md").write_text(_card(name, found), encoding="utf-8")
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        (partial / CARD).write_text(_card(name, found), encoding="utf-8")
     return found
 
 
@@ -80,30 +69,18 @@ def _export_source(made: Artifact, removed: frozenset[str], folder: Path) -> Exp
 
 
 def _card(name: str, sources: Mapping[str, Exported]) -> str:
-    """The dataset card: YAML that `datasets` reads, then tables for people."""
-    configs = "".join(f"- config_name: {source}\n  data_files: {DATA}/{source}/*.parquet\n" for source in sources)
     parts = [
-        f"---\nlicense: other\ntask_categories: [text-generation]\ntags: [medical]\nconfigs:\n{configs}---\n",
+        card_head(sources, "text-generation", sum(one.documents for one in sources.values())),
         f"# Corpus of {name}\n",
         "Text for continued pretraining. Every row names its licence, its source file and the sha256 of its text. "
         "**Not for clinical use.**\n",
-        _table(
+        table(
             ["source", "documents", "characters", "near-duplicates left out"],
             [[source, one.documents, one.chars, one.near_duplicates] for source, one in sources.items()],
         ),
         "## Licences, in documents\n",
-        _counts("licence", {source: one.licences for source, one in sources.items()}),
+        counts_table("source", "licence", {source: one.licences for source, one in sources.items()}),
         "## Left out before, by step\n",
-        _counts("step", {source: one.dropped for source, one in sources.items()}),
+        counts_table("source", "step", {source: one.dropped for source, one in sources.items()}),
     ]
     return "\n".join(parts)
-
-
-def _counts(what: str, by_source: Mapping[str, Mapping[str, int]]) -> str:
-    rows = [[source, name, count] for source, counts in by_source.items() for name, count in counts.items()]
-    return _table(["source", what, "count"], rows)
-
-
-def _table(head: list[str], rows: list[list[Any]]) -> str:
-    lines = [head, ["---"] * len(head), *([f"{cell:,}" if isinstance(cell, int) else cell for cell in row] for row in rows)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -103,7 +103,7 @@ class Endpoint:
         if status in REFUSED:
             return Fault("refused", f"{status}: {says}")
         if status == 429 or status >= 500:
-            return Fault(f"http_{status}", says, again=True, busy=status in BUSY, wait_s=_retry_after_s(headers))
+            return Fault(f"http_{status}", says, again=True, busy=status in BUSY, wait_s=retry_after_s(headers))
         raise ServiceError(
             f"the teacher answers {status}: {says}",
             f"check teacher.url and teacher.model ({self.teacher.model}); the URL ends where /chat/completions follows",
@@ -166,7 +166,7 @@ def _words(body: bytes) -> str:
     return " ".join(body[: 2**16].decode("utf-8", "replace").split())
 
 
-def _retry_after_s(headers: httpx.Headers) -> float | None:
+def retry_after_s(headers: httpx.Headers) -> float | None:
     """Seconds of a Retry-After header, given as a number or as a date (RFC 9110, section 10.2.3); None without one."""
     value = headers.get("retry-after", "").strip()
     try:

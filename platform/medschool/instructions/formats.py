@@ -26,6 +26,8 @@ one piece is wrapped by `whole`.
 
     * as a JSON array or JSON lines; with _parquet in Parquet; with _datasets as Arrow files of a saved Hugging Face dataset
 
+A set can be made from a source of the recipe instead of files: medschool.instructions.from_corpus.
+
 `unstated` is no licence: a recipe that trains on such a set says with `licence` what it has found.
 
 Those made from exam questions have subjects (`subject_of`). The caller filters by them, over all files of a set, because a file
@@ -64,7 +66,7 @@ INSTRUCTION_FORMATS: dict[str, Maker] = {
     **{
         name: whole(partial(direct, reader=reader, licence=LICENCES[name.partition("_")[0]]))
         for name, reader in EXAM_FORMATS.items()
-        if name != "pubmedqa"
+        if name.partition("_")[0] in LICENCES and name != "pubmedqa"  # an exam of one's own has no licence that we know
     },
     "pubmedqa": pubmedqa_direct,
     "medmcqa_rationale": whole(partial(explained, reader=EXAM_FORMATS["medmcqa"], licence=LICENCES["medmcqa"])),

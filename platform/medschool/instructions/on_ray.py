@@ -1,6 +1,7 @@
 """The instructions and chats stages as Ray Data jobs.
 
-    raw files --one task a file: its maker--> portions --one task a portion: licence, exams, identifiers--> what passes
+    raw files, or those of a corpus --one task a file: its maker--> portions
+    portions --one task a portion: licence, exams, identifiers--> what passes
     hashes and ranks of what passes --repeats, sample, on the driver--> conversations/*.parquet
                                         what did not pass, with its reason --> dropped/*.parquet
     conversations --template, one task a part--> token ids and masks --whole, into rows--> shuffled shards
@@ -34,6 +35,7 @@ from medschool.instructions.chats import STEPS, Chat, chat_of
 from medschool.instructions.check import CHECKED, COMPARED, Checked, Kept, Terms, check_portion, keep_portion, refusal
 from medschool.instructions.choose import choose
 from medschool.instructions.contract import Findings, examine_rows, findings_from, findings_json, merged, settle, with_repeats
+from medschool.instructions.from_corpus import copies_in, corpus_files, read_documents
 from medschool.instructions.portions import READ, Reading, raw_files, read_file
 from medschool.instructions.template import ChatTemplate
 from medschool.recipe import Recipe
@@ -48,19 +50,21 @@ TASK_CPUS = 0.5
 ENCODED, WORK = "encoded", "work"
 """Folders of first passes. The second pass reads them and writes elsewhere, so that Ray may run any task twice."""
 SAMPLE_CHARS = 200
+EMPTY: Mapping[str, Artifact] = {}
 ENCODED_SCHEMA = pa.schema([("id", pa.string()), ("tokens", pa.list_(pa.uint32())), ("trained", pa.list_(pa.bool_()))])
 
 
-def make_instructions(recipe: Recipe, name: str, exams: Iterable[Artifact], store_uri: str, prefix_uri: str) -> Output:
-    """Make the conversations of one set.
+def make_instructions(
+    recipe: Recipe, name: str, exams: Iterable[Artifact], store_uri: str, prefix_uri: str, texts: Mapping[str, Artifact] = EMPTY
+) -> Output:
+    """Make the conversations of one set. texts: by role, the corpus that it is made from, and the near-duplicates, if any.
 
     Raises InputError for a pattern without files, an unknown format or subject, StorageError where the store fails, StageError
     when more is broken than the recipe allows, or when nothing is left.
     """
     spec, where = recipe.instructions[name], f"instructions.{name}"
     items = [item for exam in exams for item in read_items(exam)]
-    files = raw_files(recipe, name, store_uri)
-    readings: list[Reading] = _run(lambda file: read_file(file, name, spec.subjects, recipe.seed, prefix_uri), files)
+    readings = _read(recipe, name, store_uri, texts, prefix_uri)
     check_files(readings, spec.bad_files, where)
     _check_subjects(name, spec.subjects, {subject for reading in readings for subject in reading.subjects})
     checked = _check(recipe, name, [portion for reading in readings for portion in reading.names()], items, prefix_uri)
@@ -81,6 +85,17 @@ def make_instructions(recipe: Recipe, name: str, exams: Iterable[Artifact], stor
             where,
         )
     return Output(tuple(file for portion in kept for file in portion.files), facts)
+
+
+def _read(recipe: Recipe, name: str, store_uri: str, texts: Mapping[str, Artifact], prefix_uri: str) -> list[Reading]:
+    """Portions of every raw file of the set, or of every file of the corpus that it is made from."""
+    spec, seed = recipe.instructions[name], recipe.seed
+    if spec.from_corpus is None:
+        files = raw_files(recipe, name, store_uri)
+        return _run(lambda file: read_file(file, name, spec.subjects, seed, prefix_uri), files)
+    words, copies = spec.from_corpus.passage_words, ray.put(copies_in(recipe, name, texts))
+    parts = corpus_files(recipe, name, texts[f"corpus/{spec.from_corpus.source}"])
+    return _run(lambda part: read_documents(part, name, ray.get(copies), seed, words, prefix_uri), parts)
 
 
 def _check(recipe: Recipe, name: str, portions: list[str], items: list[ExamItem], prefix_uri: str) -> list[Checked]:

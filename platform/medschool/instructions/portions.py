@@ -12,7 +12,7 @@ and core, its maker included; 34 s for 514 thousand of them.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from medschool import storage
@@ -86,24 +86,31 @@ def raw_files(recipe: Recipe, name: str, store_uri: str) -> list[RawFile]:
 def read_file(file: RawFile, name: str, subjects: tuple[str, ...] | None, seed: int, prefix_uri: str) -> Reading:
     """Write the portions of one file below `prefix_uri`. name: of the set; subjects: as the recipe has them."""
     try:
-        reading, portions = Reading(file), _Portions(file, prefix_uri)
-        for row in _rows(file, name, seed):
-            if isinstance(row, LeftOut):
-                reading.rows += row.rows
-                reading.left_out[row.step] += row.rows
-                continue
-            reading.rows += 1
-            if subjects is not None and (subject := subject_of(row)) is not None:
-                reading.subjects.add(subject)
-                if subject not in subjects:
-                    continue
-            if isinstance(row, Dropped) and row.step == "malformed":
-                reading.malformed += 1
-                reading.first_malformed = [*reading.first_malformed, row][:NAMED]
-            portions.put(row)
+        return divide(_rows(file, name, seed), file, subjects, prefix_uri)
     except InputError as error:
-        row = _unreadable(error, file, name)
-        reading, portions = Reading(file, unreadable=row), _Portions(file, prefix_uri)
+        row, portions = _unreadable(error, file, name), _Portions(file, prefix_uri)
+        portions.put(row)
+        return Reading(file, portions.close(), unreadable=row)
+
+
+def divide(
+    rows: Iterable[Conversation | Dropped | LeftOut], file: RawFile, subjects: tuple[str, ...] | None, prefix_uri: str
+) -> Reading:
+    """Write what was made of a file as portions below `prefix_uri`. Raises what making the rows raises."""
+    reading, portions = Reading(file), _Portions(file, prefix_uri)
+    for row in rows:
+        if isinstance(row, LeftOut):
+            reading.rows += row.rows
+            reading.left_out[row.step] += row.rows
+            continue
+        reading.rows += 1
+        if subjects is not None and (subject := subject_of(row)) is not None:
+            reading.subjects.add(subject)
+            if subject not in subjects:
+                continue
+        if isinstance(row, Dropped) and row.step == "malformed":
+            reading.malformed += 1
+            reading.first_malformed = [*reading.first_malformed, row][:NAMED]
         portions.put(row)
     return replace(reading, portions=portions.close())
 

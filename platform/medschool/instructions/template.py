@@ -79,6 +79,15 @@ class ChatTemplate:
         """Text of tokens; control tokens give nothing, incomplete characters give U+FFFD."""
         return str(self._raw.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
+    def token_names(self) -> list[str]:
+        """What the vocabulary calls each token id."""
+        return [str(name or "") for name in self._raw.convert_ids_to_tokens(list(range(len(self._raw))))]
+
+    def describe(self) -> dict[str, str | None]:
+        """Names of the special tokens and the template, by the keys of transformers' tokenizer_config.json."""
+        special = {name: getattr(self._raw, name) for name in ("bos_token", "eos_token", "pad_token")}
+        return {"tokenizer_class": type(self._raw).__name__, **special, "chat_template": self._text}
+
     def masked(self, messages: Sequence[Message], turns: Turns = "all") -> Masked:
         """Token ids of a whole conversation, and which of them are trained.
 

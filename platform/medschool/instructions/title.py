@@ -5,19 +5,21 @@ conversations: with the end of the abstract (without the conclusion) as context,
 tuning are short, so the context is the last whole sentences within CONTEXT_WORDS words, as a rule the results.
 
 The licence is as corpus.medline reads it, `nlm-medline` or `publisher-copyright`. Texts go through all corpus steps and are
-cleaned as in the corpus.
+cleaned as in the corpus. A set can be made from raw MEDLINE (`medline_conclusion`) or from a corpus of the recipe (`conclusion`,
+medschool.instructions.from_corpus), which may hold the same abstracts from any format; both give the same conversations.
 
 Price: that of reading MEDLINE, about 6,000 records a second and core. Few records fit: 1 in 200 of a file of 2021, none of 1979.
 """
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import BinaryIO
 
 from medschool.corpus.clean import clean_text
 from medschool.corpus.medline import medline
 from medschool.corpus.steps import run_steps
-from medschool.rows import Conversation, Draft, Dropped, Message
+from medschool.rows import Conversation, Document, Draft, Dropped, Message
 from medschool.seed import seed_of
 
 SAMPLE_CHARS = 200
@@ -35,6 +37,8 @@ ALONE = (
     "A paper asks the following question. Give its conclusion.",
 )
 _CONCLUSION = re.compile(r"CONCLUSIONS?\b[^:a-z]{0,40}:\s*(.+)", re.DOTALL)
+_ABSTRACT = re.compile(r"^## Abstract\n\n(.*?)(?=\n\n## |\Z)", re.DOTALL | re.MULTILINE)
+_PART_HEADING = re.compile(r"^### (.+?):?\n\n", re.MULTILINE)
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9(\[])")
 
 
@@ -53,37 +57,58 @@ def medline_conclusion(stream: BinaryIO, uri: str, name: str, seed: int) -> Iter
             yield from _conversations(run_steps(row)[0], seed)
 
 
+def title_conclusion(document: Document, name: str, seed: int, words: int) -> Iterator[Conversation | Dropped]:
+    """The same of a document of the corpus, for the set `name`; none where its title is no question.
+
+    The corpus has cleaned it, and refused retracted publications and, where the recipe says so, other languages. words: of the
+    context, at most.
+    """
+    if document.title.endswith("?"):
+        yield from _of_parts(replace(document, source=name), _abstract(document.text.removeprefix(document.title)), seed, words)
+
+
+def _abstract(text: str) -> str:
+    """The abstract of a full text with its headings as MEDLINE's labels; a text without such an abstract as it is."""
+    found = _ABSTRACT.search(text)
+    return _PART_HEADING.sub(lambda heading: f"{heading[1].upper()}: ", found[1]) if found else text
+
+
 def _conversations(record: Draft, seed: int) -> Iterator[Conversation | Dropped]:
-    title = " ".join(clean_text(record.title).split())
+    record = replace(record, title=" ".join(clean_text(record.title).split()), text=record.text.removeprefix(record.title))
     for refused, step, reason in (
         (record.retracted, "retracted", "the publication was retracted"),
         ("eng" not in record.language, "language", f"language is {record.language or 'not stated'}, not eng"),
     ):
         if refused:
-            yield Dropped(record.id, record.source, step, reason, title[:SAMPLE_CHARS], record.uri)
+            yield Dropped(record.id, record.source, step, reason, record.title[:SAMPLE_CHARS], record.uri)
             return
-    parts = clean_text(record.text.removeprefix(record.title)).split("\n\n")
+    yield from _of_parts(record, clean_text(record.text), seed, CONTEXT_WORDS)
+
+
+def _of_parts(record: Draft | Document, text: str, seed: int, words: int) -> Iterator[Conversation | Dropped]:
+    """What a record gives whose title asks. text: clean, without the title."""
+    parts = [part for part in text.split("\n\n") if part]
     found = [match for part in parts if (match := _CONCLUSION.fullmatch(part))]
     if not found:
         reason = "the abstract has no paragraph with the label CONCLUSION"
-        yield Dropped(record.id, record.source, "no_conclusion", reason, title[:SAMPLE_CHARS], record.uri)
+        yield Dropped(record.id, record.source, "no_conclusion", reason, record.title[:SAMPLE_CHARS], record.uri)
         return
     conclusion = found[-1][1]
-    context = _end([part for part in parts if not _CONCLUSION.fullmatch(part)])
+    context = _end([part for part in parts if not _CONCLUSION.fullmatch(part)], words)
     if context:
-        user = f"{_drawn(WITH_CONTEXT, seed, record.id)}\n\n{context}\n\nQuestion: {title}"
+        user = f"{_drawn(WITH_CONTEXT, seed, record.id)}\n\n{context}\n\nQuestion: {record.title}"
         yield _conversation(record, "context", user, conclusion)
-    yield _conversation(record, "alone", f"{_drawn(ALONE, seed, record.id)}\n\n{title}", conclusion)
+    yield _conversation(record, "alone", f"{_drawn(ALONE, seed, record.id)}\n\n{record.title}", conclusion)
 
 
-def _end(parts: list[str]) -> str:
-    """The last whole sentences of `parts` that have CONTEXT_WORDS words together; the very last one however long it is."""
+def _end(parts: list[str], most: int) -> str:
+    """The last whole sentences of `parts` that have `most` words together; the very last one however long it is."""
     sentences = [sentence for part in parts for sentence in _SENTENCE_END.split(part) if sentence]
     kept: list[str] = []
     words = 0
     for sentence in reversed(sentences):
         words += len(sentence.split())
-        if kept and words > CONTEXT_WORDS:
+        if kept and words > most:
             break
         kept.insert(0, sentence)
     return " ".join(kept)
@@ -93,6 +118,6 @@ def _drawn(phrases: tuple[str, ...], seed: int, record: str) -> str:
     return phrases[seed_of(seed, record) % len(phrases)]
 
 
-def _conversation(record: Draft, variant: str, user: str, assistant: str) -> Conversation:
+def _conversation(record: Draft | Document, variant: str, user: str, assistant: str) -> Conversation:
     messages = (Message("user", user), Message("assistant", assistant))
     return Conversation(f"{record.id}:{variant}", record.source, "conversation", messages, record.licence, record.uri, record.id)

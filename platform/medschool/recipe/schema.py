@@ -234,6 +234,13 @@ class Training(Section):
     """How often a source or set may be seen, in passes over it; a variant that would need more is refused by the plan."""
 
 
+class Tuning(Training):
+    """The phase `instruct`: training on conversations."""
+
+    neftune_alpha: Annotated[float, Field(gt=0)] | None = None
+    """Strength of the noise on the embeddings (NEFTune, Jain et al. 2023, who take 5, 10 and 15); none when left out."""
+
+
 Weights = Annotated[dict[Name, Annotated[int, Field(gt=0)]], Field(min_length=1)]
 """Parts of each source or set in every batch, by name: `{books: 15, papers: 4, general: 1}`. Order means nothing."""
 
@@ -246,7 +253,11 @@ class Variant(Section):
     weights_from: dict[Annotated[int, Field(gt=0)], Weights] = {}
     """A curriculum: after so many optimizer steps other parts instead, and so on; a source may come late, or go."""
     instructions: Weights | None = None
-    """Instruction tuning, after the injection where there is one: parts of each set in every batch of `instruct`."""
+    """Instruction tuning, after the injection where there is one: parts of each set in every batch of `instruct`.
+
+    Exact in rows of every batch where the sum of the parts divides `batch_rows`, else exact over batches (tokens.mixture).
+    `{medical: 9, general: 1}` replays a tenth of general instructions; a variant without `general` is the ablation of it.
+    """
 
     @field_validator("weights", "instructions")
     @classmethod
@@ -268,6 +279,15 @@ class Variant(Section):
         return self.weights is not None or self.instructions is not None
 
 
+class Shots(Section):
+    """Worked questions that stand before each question of an exam."""
+
+    files: Annotated[tuple[Files, ...], Field(min_length=1)]
+    """As those of the exam; MMLU's `dev` files. A question of the exam itself is refused."""
+    count: Positive
+    """How many, the first of the files; for MMLU the first of each subject."""
+
+
 class Exam(Section):
     """Multiple-choice items that are never trained on."""
 
@@ -275,17 +295,44 @@ class Exam(Section):
     """`format` is a reader of medschool.exams.formats, such as `mmlu`."""
     subjects: tuple[str, ...] | None = None
     """Only these subjects; all when left out."""
+    ids: str | None = None
+    """File of the ids to keep, by which PubMedQA publishes its official 500: `test_ground_truth.json`, or one id a line."""
+    published: str | None = None
+    """The published exam that the files hold, a name of medschool.exams.published: another size is refused."""
+    protocol: Literal["letters", "lm_eval"] = "letters"
+    """How an option is chosen: `letters` by the letter's probability in a conversation, `lm_eval` as lm-evaluation-harness does."""
+    shots: Shots | None = None
+    """Worked questions, under the protocol `lm_eval` alone; none when left out."""
     items: Positive | None = None
     """A sample of so many items, drawn once by the recipe's seed; all when left out."""
     generated_items: Annotated[int, Field(ge=0)] = 0
     """Of those, so many are also answered in words, to count the answers that cannot be read."""
 
 
-class Instructions(Section):
-    """One named set of conversations."""
+class FromCorpus(Section):
+    """Conversations made from the documents of a source of this recipe, as the corpus stage cleaned and licensed them."""
 
-    files: Annotated[tuple[Files, ...], Field(min_length=1)]
+    source: Name
+    format: str
+    """A maker of medschool.instructions.from_corpus: `reading_comprehension` or `conclusion`."""
+    passage_words: Positive
+    """Longest text that a question is asked about, in words; with the question it must fit into `chats.row_tokens`.
+
+    An English medical word is 1.5 to 2 tokens of LLaMA's vocabulary.
+    """
+
+
+class Instructions(Section):
+    """One named set of conversations, from raw files or from a source of this recipe.
+
+    A set of general instructions beside the medical ones (replay, against forgetting) is a set like any other: its share of every
+    batch is its weight in `variants.<name>.instructions`.
+    """
+
+    files: tuple[Files, ...] = ()
     """`format` is a maker of medschool.instructions.formats, such as `mmlu` or `hpo_graph`."""
+    from_corpus: FromCorpus | None = None
+    """In place of `files`."""
     licences: Annotated[tuple[str, ...], Field(min_length=1)]
     """Licence groups that may be trained on; a conversation with any other is dropped and counted."""
     subjects: tuple[str, ...] | None = None
@@ -297,6 +344,16 @@ class Instructions(Section):
     wordings of the instructions."""
     bad_files: BadFiles = BadFiles()
     """How much of the set may be malformed or unreadable before the run stops."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if bool(self.files) == (self.from_corpus is not None):
+            raise ValueError("give exactly one of `files`, with one entry at least, and `from_corpus`")
+        if self.from_corpus and self.subjects is not None:
+            raise ValueError("subjects: a source has none; leave it out, or make the set from `files`")
+        if self.from_corpus and self.ask in ("rationale_general", "rationale_options"):
+            raise ValueError(f"ask: {self.ask} needs exam questions, which no source has; use `files`, or `ask: paraphrase`")
+        return self
 
 
 class Teacher(Section):
@@ -343,6 +400,10 @@ class Evaluate(Section):
     """
     answer_tokens: Positive = 16
     """Longest answer in words, in tokens; 16 hold a direct answer, a rationale needs some 200."""
+    smallest_accuracy_change: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Smallest difference of interest, as a share: 0.01 is a point. Sizes what `cannot tell` needs; the one seen when left out."""
+    smallest_perplexity_change: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """The same of perplexity, relative: 0.02 is two per cent lower."""
 
     @property
     def scorers_beside(self) -> int:
@@ -358,9 +419,28 @@ class Gate(Section):
     control: Name
     """Variant they are compared with: trained on as many tokens as their knowledge injection has."""
     improves: Annotated[tuple[Name, ...], Field(min_length=1)]
-    """Sources whose held-out perplexity must fall against the control, with the interval below zero."""
+    """Sources whose held-out perplexity must fall against the control, beyond chance for all comparisons of the recipe together."""
     keeps: tuple[Name, ...] = ()
     """Exams on which a candidate must not be worse than the control beyond chance."""
+
+
+class Retention(Section):
+    """What training must not have cost: each trained variant against an untrained one, by a test of non-inferiority.
+
+    A candidate of the gate passes only when all of it is kept beyond doubt. The margins are conventions of this project, not
+    taken from anywhere: set what your use can bear.
+    """
+
+    against: Name
+    """The untrained variant that shows what was known."""
+    sources: tuple[Name, ...] = ()
+    """Sources of general text whose held-out perplexity may not rise by more than the margin."""
+    exams: tuple[Name, ...] = ()
+    """General exams, such as other subjects of MMLU, on which accuracy may not fall by more than the margin."""
+    perplexity_margin: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """Largest rise that is taken as none, relative: five per cent."""
+    accuracy_margin: Annotated[float, Field(gt=0, lt=1)] = 0.02
+    """Largest fall that is taken as none, as a share of the items: two points."""
 
 
 class Search(Section):
@@ -384,6 +464,15 @@ class Budget(Section):
     """Of all stages together, on this recipe's cluster."""
 
 
+class ServeTls(Section):
+    """HTTPS in place of HTTP: PEM files that lie on every node that listens."""
+
+    certificate: Annotated[str, StringConstraints(pattern=r"^/")]
+    """Path of the certificate with its chain."""
+    key: Annotated[str, StringConstraints(pattern=r"^/")]
+    """Path of its private key."""
+
+
 class Serve(Section):
     """The finished model behind HTTP."""
 
@@ -392,6 +481,12 @@ class Serve(Section):
     max_context_tokens: Positive = 1024
     """Longest prompt plus answer, in tokens."""
     max_concurrent_requests: Positive = 8
+    engine: Literal["transformers", "echo"] = "transformers"
+    """`echo` serves no model: it repeats the prompt, for a load trial of everything but the weights."""
+    answer_timeout_s: Annotated[float, Field(gt=0)] = 300.0
+    """From a whole request to the end of its answer, waiting included."""
+    tls: ServeTls | None = None
+    """HTTPS by these files; plain HTTP on loopback when left out."""
 
 
 class Cluster(Section):
@@ -479,11 +574,12 @@ class Recipe(Section):
     instructions: dict[Name, Instructions] = {}
     teacher: Teacher | None = None
     chats: Chats | None = None
-    instruct: Training | None = None
+    instruct: Tuning | None = None
     variants: Annotated[dict[Name, Variant], Field(min_length=1)]
     probes: Probes | None = None
     evaluate: Evaluate = Evaluate()
     gate: Gate | None = None
+    retention: Retention | None = None
     search: Search | None = None
     serve: Serve | None = None
     budget: Budget | None = None
@@ -494,6 +590,8 @@ class Recipe(Section):
         for name, spec in self.instructions.items():
             if spec.ask and self.teacher is None:
                 raise ValueError(f"instructions.{name}.ask: there is no `teacher` in this recipe to ask")
+            if spec.from_corpus:
+                _known(f"instructions.{name}.from_corpus.source", spec.from_corpus.source, self.sources)
         if self.cluster.attention == "flash_attention_2" and self.model.dtype == "fp32":
             raise ValueError("cluster.attention: flash_attention_2 computes in bf16 only; set model.dtype: bf16 or another one")
         if len(set(self.train_seeds)) < len(self.train_seeds):
@@ -515,9 +613,12 @@ class Recipe(Section):
             tuned = [{*(variant.instructions or {})} for variant in self.variants.values()]
             self._check_length("instruct", self.instruct, tuned, self.instructions)
         self._check_gate()
+        self._check_retention()
         if self.probes is not None and (self.gate is None or self.variants[self.gate.candidates[0]].weights is None):
             raise ValueError("probes: need a `gate` whose first candidate has weights; they are made from its training text")
         for name, exam in self.exams.items():
+            if exam.shots is not None and exam.protocol != "lm_eval":
+                raise ValueError(f"exams.{name}.shots: only the protocol `lm_eval` has worked questions; set protocol: lm_eval")
             if exam.items is not None and exam.generated_items > exam.items:
                 raise ValueError(f"exams.{name}.generated_items: is {exam.generated_items}, the sample has {exam.items} items")
         if self.serve is not None and self.gate is None:
@@ -551,6 +652,19 @@ class Recipe(Section):
             _known("gate.keeps", exam, self.exams)
         if self.gate.control in self.gate.candidates:
             raise ValueError("gate.control: is a candidate itself; name another variant")
+
+    def _check_retention(self) -> None:
+        spec = self.retention
+        if spec is None:
+            return
+        _known("retention.against", spec.against, self.variants)
+        if self.variants[spec.against].trains:
+            raise ValueError(f"retention.against: {spec.against!r} is trained; name a variant without weights and instructions")
+        for key, names, known in (("sources", spec.sources, self.sources), ("exams", spec.exams, self.exams)):
+            for name in names:
+                _known(f"retention.{key}", name, known)
+        if not spec.sources and not spec.exams:
+            raise ValueError("retention: names nothing to keep; give `sources`, `exams` or both")
 
 
 def _known(key: str, name: str, known: Mapping[str, Section]) -> None:

@@ -6,12 +6,13 @@ The way back through the order is a search in one shard for each epoch, so a doc
 batches or a million. `find` reads every token artifact of the store once, however many documents are asked for.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from medschool.artifact import Artifact
 from medschool.ledger import Ledger
 from medschool.tokens.where import Piece, heldout_ids, index_of, pieces_of
+from medschool.trace.talks import talks_about
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Found:
 
     artifact: Artifact
     pieces: dict[str, list[Piece]]
-    """By id; only documents that stand in its rows."""
+    """By id; only documents that stand in its rows, or that conversations in them were made from."""
     held_out: frozenset[str]
     """Documents that were asked for and are kept out of its rows, to measure."""
 
@@ -54,12 +55,21 @@ class Seen:
         return Seen(self.document, self.source, tuple(v for v in self.visits if v[0] <= step), self.document_tokens)
 
 
-def find(artifacts: dict[str, Artifact], ids: Collection[str]) -> dict[str, Found]:
-    """The documents in every token artifact, by its digest."""
+def find(artifacts: dict[str, Artifact], ids: Collection[str], sets: Mapping[str, Artifact]) -> dict[str, Found]:
+    """The documents in every token artifact, by its digest. sets: of conversations, by digest, which may be about documents."""
     return {
-        digest: Found(made, pieces_of(made, index_of(made), ids), frozenset(heldout_ids(made) & set(ids)))
+        digest: Found(made, _pieces(made, ids, talks_about(made, sets, ids)), frozenset(heldout_ids(made) & set(ids)))
         for digest, made in artifacts.items()
     }
+
+
+def _pieces(made: Artifact, ids: Collection[str], about: Mapping[str, str]) -> dict[str, list[Piece]]:
+    """The pieces of each document, those of the conversations about it among them."""
+    found: dict[str, list[Piece]] = {}
+    for id_, pieces in pieces_of(made, index_of(made), {*ids, *about}).items():
+        for known in {id_, about.get(id_, id_)} & set(ids):
+            found.setdefault(known, []).extend(pieces)
+    return found
 
 
 def seen_by(ledger: Ledger, found: dict[str, Found]) -> list[Seen]:

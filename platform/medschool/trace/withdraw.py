@@ -1,8 +1,9 @@
 """Which checkpoints have seen documents, and what is left that has not: for a retraction, a licence, a patient's objection.
 
-A model has seen what its own training consumed, and what the model that it began from had seen: instruction tuning of an affected
-checkpoint is affected *through* it. The last clean checkpoint of a run is the newest of those still in the store that has seen
-none of the documents; if there is none, it is the model that the run began from, or that model's own last clean checkpoint.
+A model has seen what its own training consumed, the documents that its conversations were made from among them, and what the
+model that it began from had seen: instruction tuning of an affected checkpoint is affected *through* it. The last clean
+checkpoint of a run is the newest of those still in the store that has seen none of the documents; if there is none, it is the
+model that the run began from, or that model's own last clean checkpoint.
 
 A finished run keeps no training states, so its last clean checkpoint is usually the model it began from; `clean_until_step` says
 how far the same run can be repeated without meeting any of the documents.
@@ -18,6 +19,7 @@ from typing import Any
 from medschool.errors import InputError
 from medschool.trace.checkpoints import Checkpoint, checkpoints, models, runs, token_artifacts
 from medschool.trace.documents import Found, Seen, find, seen_by
+from medschool.trace.talks import instruction_sets
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Exposed:
 
 def why(store_uri: str, id_: str) -> dict[str, Any]:
     """Where a document stands, and which checkpoints have seen it: in which steps, how many tokens, how often."""
-    found = find(token_artifacts(store_uri), [id_])
+    found = find(token_artifacts(store_uri), [id_], instruction_sets(store_uri))
     return {
         "id": id_,
         "stands_in": [_place(item, id_) for item in found.values() if id_ in item.pieces or id_ in item.held_out],
@@ -50,7 +52,7 @@ def why(store_uri: str, id_: str) -> dict[str, Any]:
 
 def withdraw(store_uri: str, ids: Collection[str]) -> dict[str, Any]:
     """What the withdrawal of documents comes to, run by run; documents that stand in no token artifact are listed as unknown."""
-    found = find(token_artifacts(store_uri), ids)
+    found = find(token_artifacts(store_uri), ids, instruction_sets(store_uri))
     known = {id_ for item in found.values() for id_ in item.pieces}
     held = {id_ for item in found.values() for id_ in item.held_out} - known
     exposed = _exposed(checkpoints(store_uri), found)

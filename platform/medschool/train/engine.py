@@ -19,10 +19,12 @@ import numpy as np
 import torch
 
 from medschool.errors import PlanError
+from medschool.recipe.schema import Tuning
 from medschool.train.capability import check_capabilities, this_machine, wanted
 from medschool.train.course import Course
 from medschool.train.lora import add_adapters
 from medschool.train.model import chunk_the_loss, load_model, model_copy, model_inputs, to_device
+from medschool.train.neftune import add_noise
 from medschool.train.schedule import lr_factor
 from medschool.train.zero import check_batch, deepspeed_config
 
@@ -87,6 +89,8 @@ def _model(course: Course, folder: Path, config: dict[str, Any]) -> Any:
         apply_liger_kernel(model, {"fused_linear_cross_entropy": False, "cross_entropy": False})  # the loss stays ours
     if course.spec.lora is not None:
         model = add_adapters(model, course.spec.lora)
+    if isinstance(course.spec, Tuning) and course.spec.neftune_alpha is not None:
+        model = add_noise(model, course.spec.neftune_alpha, course.order.seed)
     if spec.activation_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     if spec.loss_chunk_tokens is not None:

@@ -15,6 +15,7 @@ from typing import Any
 from medschool.artifact import Artifact, digest_of
 from medschool.errors import PlanError
 from medschool.ledger import Ledger
+from medschool.recipe.schema import Tuning
 from medschool.train.checkpoint import Position, read_state
 from medschool.train.course import Course
 
@@ -38,6 +39,7 @@ def identity_of(course: Course, ledger: Ledger) -> dict[str, Any]:
         "steps": course.steps,
         "optimizer": spec.optimizer.model_dump(mode="json"),
         "lora": spec.lora and spec.lora.model_dump(mode="json"),
+        "neftune_alpha": spec.neftune_alpha if isinstance(spec, Tuning) else None,
         "dtype": course.recipe.model.dtype,
     }
     parsed: dict[str, Any] = json.loads(json.dumps(identity))

@@ -27,6 +27,7 @@ from medschool.tokens.shards import tokens_of, trained_of
 from medschool.tokens.stream import rank_slice
 from medschool.train.guard import Measured, Skipped, Watch
 from medschool.train.model import IGNORED, model_inputs, row_losses, targets_of, to_device
+from medschool.train.neftune import draw_noise
 from medschool.train.veto import step_unless
 
 
@@ -123,12 +124,13 @@ def _update(
     places = source_places(table.column("source").to_pylist(), sources).to(engine.device)
     counts = summed(places, (targets != IGNORED).sum(dim=1).to(engine.device))
     dist.all_reduce(counts)
-    losses = torch.zeros_like(counts)
+    losses, numbers = torch.zeros_like(counts), table.column("global_index").to_pylist()
     micro, accumulation = engine.train_micro_batch_size_per_gpu(), engine.gradient_accumulation_steps()
     attention, scale = engine.module.config._attn_implementation, world_size * accumulation / float(counts.sum())
     for first in range(0, len(tokens), micro):
         rows = slice(first, first + micro)
         inputs = to_device(model_inputs(tokens[rows], lengths[rows], attention), engine.device)
+        draw_noise(engine.module, numbers[rows], lengths[rows], engine.device)
         of_rows = row_losses(engine, inputs, targets[rows].to(engine.device))
         losses += summed(places[:, rows], of_rows.detach())
         engine.backward(of_rows.sum() * scale)

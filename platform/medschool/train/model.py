@@ -13,6 +13,7 @@ looked at when training starts (medschool.train.engine).
 `flash_attention_2` takes the boundaries beside the tokens; no GPU has run it here.
 """
 
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -140,7 +141,9 @@ def chunk_the_loss(model: Any, chunk_tokens: int) -> None:
 
     Logits are as large as tokens * vocabulary * 4 bytes, several times over: 0.5 GiB for 2048 tokens of a vocabulary of 64
     thousand, once for the logits, the loss and the gradient each. Here those of `chunk_tokens` exist at a time; the backward pass
-    computes them again (Chen et al. 2016, section 3), which costs one more pass through the output head.
+    computes them again (Chen et al. 2016, section 3), which costs one more pass through the output head. Only tokens that have a
+    target go through it: in tuning they are few. The number of chunks does not depend on how many they are, because with ZeRO 3
+    each chunk gathers the head's weights, and all ranks must do so equally often.
     Raises PlanError for a model that does more to its logits than the output head does.
     """
     scaled = [name for name in ("logits_scaling", "logit_scale", "final_logit_softcapping") if getattr(model.config, name, None)]
@@ -155,9 +158,11 @@ def chunk_the_loss(model: Any, chunk_tokens: int) -> None:
     def forward(*, targets: torch.Tensor | None = None, **inputs: Any) -> Any:
         if targets is None:
             return whole(**inputs)
-        hidden = body(**inputs).last_hidden_state.flatten(0, 1)
-        chunks = zip(hidden.split(chunk_tokens), targets.flatten().split(chunk_tokens), strict=True)
-        return torch.cat([checkpoint(_chunk_loss, head, *chunk, use_reentrant=False) for chunk in chunks])
+        hidden, wanted = body(**inputs).last_hidden_state.flatten(0, 1), targets.flatten()
+        places = (wanted != IGNORED).nonzero().flatten()
+        chunks = places.tensor_split(math.ceil(len(wanted) / chunk_tokens))
+        losses = [checkpoint(_chunk_loss, head, hidden[some], wanted[some], use_reentrant=False) for some in chunks]
+        return torch.zeros(len(wanted), device=hidden.device).index_copy(0, places, torch.cat(losses))
 
     model.forward, model.loss_chunk_tokens = forward, chunk_tokens
 
