@@ -34,7 +34,7 @@ test: setup check  ## everything but repeats and soaks, under 25 minutes
 	$(BIN)/python -m pytest -m "not long" --durations 40 tests
 
 test-fast: setup  ## the part without Ray, under a minute
-	$(BIN)/python -m pytest -q tests/unit
+	$(BIN)/python -m pytest -q -m "not long" tests/unit
 
 test-long: setup check  ## full counts, repeats and soaks; hours
 	$(BIN)/python -m pytest --report docs/results/test-long.md tests

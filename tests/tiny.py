@@ -114,7 +114,7 @@ evaluate: {bootstrap_resamples: 500}
 gate: {candidates: [knowledge, instructed], control: control, improves: [papers], keeps: [clinical]}
 search:
   variant: knowledge
-  over: {pretrain.optimizer.lr: [1e-2, 1e-3, 1e-5]}
+  over: {pretrain.optimizer.lr: [1e-2, 1e-5]}
   report_every_steps: 3
   grace_steps: 3
 serve: {registered_model: medschool-tiny, max_context_tokens: 256, max_concurrent_requests: 4}

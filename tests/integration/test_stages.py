@@ -311,11 +311,11 @@ def test_a_failing_trial_is_named_and_does_not_hold_the_rest(tokenized: Run, tmp
     broken = next((store / "artifacts" / "tokens" / "general").rglob("00000.arrow"))
     broken.write_bytes(broken.read_bytes()[:100])
     plain = ("probes=null", "gate=null", "serve=null", "search=null", "cluster.max_failures=0")
-    variants = "base: {}, control: {weights: {general: 1}}, knowledge: {weights: {papers: 1}}"
+    variants = "control: {weights: {general: 1}}, base: {}"
     run = run_of(store, f"variants={{{variants}}}", *plain)
     with pytest.raises(InputError, match="not a whole shard"):
         study(run)
-    assert [run.find(f"evaluate/{name}") is not None for name in ("base", "control", "knowledge")] == [True, False, True]
+    assert [run.find(f"evaluate/{name}") is not None for name in ("control", "base")] == [False, True]
 
 
 def test_a_search_finds_the_learning_rate_that_learns_and_goes_on_where_it_was(tokenized: Run, tmp_path: Path) -> None:
@@ -325,10 +325,10 @@ def test_a_search_finds_the_learning_rate_that_learns_and_goes_on_where_it_was(t
     search(run)
     folder = Path(results_uri(run.store_uri, run.recipe))
     found = json.loads((folder / "search.json").read_text())
-    assert [trial["values"] for trial in found["trials"]] == [{"pretrain.optimizer.lr": lr} for lr in (1e-2, 1e-3, 1e-5)]
+    assert [trial["values"] for trial in found["trials"]] == [{"pretrain.optimizer.lr": lr} for lr in (1e-2, 1e-5)]
     assert found["best"] == {"pretrain.optimizer.lr": 1e-2}
     assert [trial["steps"] == 12 for trial in found["trials"]] == [not trial["stopped"] for trial in found["trials"]]
-    assert found["trials"][2]["stopped"]  # it learns nothing, and was reported last
+    assert found["trials"][1]["stopped"]  # it learns nothing, and was reported last
     best = load(folder / "best.yaml")
     assert best.pretrain.optimizer.lr == 1e-2 and best.search is None and best.variants == run.recipe.variants
     said()
