@@ -77,7 +77,7 @@ def _from_choices(record: dict[str, Any]) -> dict[str, Any] | str:
     choices, answer = record["choices"], record.get("answer")
     if not isinstance(choices, list) or len(choices) != len(OPTIONS):
         return f"choices is {choices!r:.60}, not a list of {len(OPTIONS)} texts"
-    if isinstance(answer, bool) or answer not in range(len(OPTIONS)):
+    if not isinstance(answer, int) or isinstance(answer, bool) or answer not in range(len(OPTIONS)):
         return f"answer is {answer!r:.60}, not a number from 0 to {len(OPTIONS) - 1}"
     told = {"question": record.get("question"), "correct_answer": LETTERS[answer], "topic": record.get("subject")}
     return told | dict(zip(OPTIONS, choices, strict=True))

@@ -300,7 +300,7 @@ class Exam(Section):
     published: str | None = None
     """The published exam that the files hold, a name of medschool.exams.published: another size is refused."""
     protocol: Literal["letters", "lm_eval"] = "letters"
-    """How an option is chosen: `letters` by the letter's probability in a conversation, `lm_eval` as lm-evaluation-harness does."""
+    """What chooses an option: `letters` by its letter in a conversation, `lm_eval` as lm-evaluation-harness does."""
     shots: Shots | None = None
     """Worked questions, under the protocol `lm_eval` alone; none when left out."""
     items: Positive | None = None
@@ -401,7 +401,7 @@ class Evaluate(Section):
     answer_tokens: Positive = 16
     """Longest answer in words, in tokens; 16 hold a direct answer, a rationale needs some 200."""
     smallest_accuracy_change: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Smallest difference of interest, as a share: 0.01 is a point. Sizes what `cannot tell` needs; the one seen when left out."""
+    """Smallest difference of interest, as a share: 0.01 is a point. Sizes what `cannot tell` needs; by default the one seen."""
     smallest_perplexity_change: Annotated[float, Field(gt=0, lt=1)] | None = None
     """The same of perplexity, relative: 0.02 is two per cent lower."""
 
@@ -419,7 +419,7 @@ class Gate(Section):
     control: Name
     """Variant they are compared with: trained on as many tokens as their knowledge injection has."""
     improves: Annotated[tuple[Name, ...], Field(min_length=1)]
-    """Sources whose held-out perplexity must fall against the control, beyond chance for all comparisons of the recipe together."""
+    """Sources whose held-out perplexity must fall against the control, beyond chance for all comparisons together."""
     keeps: tuple[Name, ...] = ()
     """Exams on which a candidate must not be worse than the control beyond chance."""
 
