@@ -300,7 +300,7 @@ class Exam(Section):
     published: str | None = None
     """The published exam that the files hold, a name of medschool.exams.published: another size is refused."""
     protocol: Literal["letters", "lm_eval"] = "letters"
-    """What chooses an option: `letters` by its letter in a conversation, `lm_eval` as lm-evaluation-harness does."""
+    """How an option is chosen: `letters`, by its letter as an answer in a conversation; `lm_eval`, as that harness does."""
     shots: Shots | None = None
     """Worked questions, under the protocol `lm_eval` alone; none when left out."""
     items: Positive | None = None
