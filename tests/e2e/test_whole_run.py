@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +61,11 @@ class User:
         )
 
     def start(self, *words: str) -> subprocess.Popen[str]:
+        """Ctrl-C reaches it also where these tests run in the background of a shell, which ignores it."""
         return subprocess.Popen(
-            self.command(*words), env=self.variables, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+            self.command(*words), env=self.variables, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+        )  # fmt: skip
 
     def services(self) -> dict[str, str]:
         """The variables of this home's services."""

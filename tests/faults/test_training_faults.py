@@ -111,6 +111,7 @@ def store(prepared: Path, tmp_path: Path) -> Path:
     return copy_of(prepared, tmp_path / "store")
 
 
+@pytest.mark.long
 def test_a_killed_worker_costs_time_and_not_one_bit(left_alone: artifact.Artifact, store: Path) -> None:
     killer = Killer(states=1)
     run = Watched(store, watch=killer)

@@ -87,7 +87,8 @@ def sample_of(export: Path) -> Path:
 def test_plain_transformers_reads_the_trained_model(made: Path, stage: int, dtype: str, adapters: bool) -> None:
     export = made / name_of(stage, dtype, adapters)
     found = compare(export, sample_of(export))
-    assert found.largest_logit_difference < {"fp32": 1e-5, "bf16": 1e-2}[dtype] and found.argmax_agreement == 1
+    assert found.largest_logit_difference < {"fp32": 1e-5, "bf16": 1e-2}[dtype]
+    assert found.argmax_agreement >= {"fp32": 1, "bf16": 0.95}[dtype]  # in bf16 two tokens may be equally likely
     assert found.positions == 32 + 32 + 16 + 16
     stored = load_file(export / "model.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {DTYPES[dtype]}

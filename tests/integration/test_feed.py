@@ -93,7 +93,7 @@ def stored_tokens(shard_uris: dict[str, tuple[str, ...]]) -> dict[tuple[str, int
 
 
 @pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.parametrize("world_size", [1, pytest.param(2, marks=pytest.mark.long), 3])
+@pytest.mark.parametrize("world_size", [*(pytest.param(count, marks=pytest.mark.long) for count in (1, 2)), 3])
 def test_every_rank_gets_its_slice_of_every_batch_in_order(
     shard_uris: dict[str, tuple[str, ...]], world_size: int, tmp_path: Path
 ) -> None:

@@ -194,7 +194,7 @@ def test_a_retracted_paper_goes_and_canaries_come_and_the_funnel_tells_it(tmp_pa
 
 def test_conversations_that_hold_an_exam_item_are_removed_and_counted(tokenized: Run) -> None:
     exam, made = tokenized.artifact("exams/clinical"), tokenized.artifact("instructions/questions")
-    assert exam.facts["items"] == 48 and exam.facts["dropped"] == {"malformed": 2, "duplicate": 1}
+    assert exam.facts["items"] == 48 and exam.facts["dropped"] == {"malformed": 2, "unlabelled": 0, "duplicate": 1}
     assert made.facts["overlap"] == {"exam_items": 48, "checked": 82, "removed": 2}
     dropped = [row for row in documents(made, "dropped").to_pylist() if row["step"] == "exam"]
     assert len(dropped) == 2 and all("of exam item anatomy:4" in row["reason"] for row in dropped)
