@@ -11,7 +11,7 @@ cut into micro-batches of about MICRO_CONVERSATIONS, as many as fit into the mem
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ def hugging_face(ordered: bool, course: Any, rows: Any, rank: int, world_size: i
     from transformers import Trainer, TrainingArguments
 
     items = [filled(part) for step in micro_batches(course, rows, world_size, ordered) for part in step]
-    _train(Trainer, TrainingArguments, course, items, world_size, lambda batch: batch[0])
+    loops.train_in_order(Trainer, TrainingArguments, course, items, world_size, lambda batch: batch[0])
     return iter(())
 
 
@@ -98,47 +98,10 @@ def trl(course: Any, rows: Any, rank: int, world_size: int, save: Path | None) -
     words = Tokenizer(models.WordLevel({"<pad>": 0, "<s>": 1, "</s>": 2}, unk_token="<pad>"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
     options = {"dataset_kwargs": {"skip_prepare_dataset": True}, "gradient_checkpointing": False, "max_length": None}
-    _train(SFTTrainer, partial(SFTConfig, **options), course, items, world_size, collated, processing_class=tokenizer)
-    return iter(())
-
-
-def _train(
-    kind: Any, arguments: Callable[..., Any], course: Any, items: Any, world_size: int, collate: Callable[..., Any], **more: Any
-) -> None:
-    """One pass over `items`, each a whole micro-batch, in their order, with our optimizer and schedule; told step by step."""
-    import torch
-    from transformers import TrainerCallback
-
-    from medschool.train.model import load_model, model_copy
-    from medschool.train.schedule import lr_factor
-
-    spec, model = course.spec.optimizer, load_model(model_copy(course.model), "fp32")
-    model.config.use_cache = False
-    optimizer = torch.optim.AdamW(model.parameters(), lr=spec.lr, betas=spec.betas, eps=spec.eps, weight_decay=spec.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: lr_factor(step, course.steps, spec.warmup_fraction, spec.final_lr_fraction)
+    loops.train_in_order(
+        SFTTrainer, partial(SFTConfig, **options), course, items, world_size, collated, processing_class=tokenizer
     )
-    losses: list[float] = []
-
-    class Told(TrainerCallback):  # type: ignore[misc]
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-            if "loss" in (logs or {}):
-                losses.append(float(logs["loss"]))
-                loops.TOLD(len(losses), losses[-1])
-
-    class InOrder(kind):  # type: ignore[misc]
-        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-            return torch.utils.data.SequentialSampler(items)
-
-    settings = arguments(
-        output_dir=str(Path(course.prefix_uri)), max_steps=course.steps, per_device_train_batch_size=1,
-        gradient_accumulation_steps=len(items) // course.steps // world_size, max_grad_norm=spec.clip_norm,
-        use_cpu=not torch.cuda.is_available(), bf16=course.recipe.model.dtype == "bf16", report_to=[], save_strategy="no",
-        logging_steps=1, disable_tqdm=True, remove_unused_columns=False,
-    )  # fmt: skip
-    InOrder(
-        model, settings, data_collator=collate, train_dataset=items, callbacks=[Told()], optimizers=(optimizer, schedule), **more
-    ).train()
+    return iter(())
 
 
 ARMS = {"padded": partial(hugging_face, False), "sorted": partial(hugging_face, True), "trl": trl}

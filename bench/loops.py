@@ -152,14 +152,13 @@ def _padded_rows(tokens: Any, lengths: list[list[int]], labels: Any) -> dict[str
 def _trainer(course: Any, rows: Any, world_size: int, form: Callable[..., dict[str, Any]]) -> Iterator[float]:
     """The Trainer of transformers; an item of its data set is a whole micro-batch, so that its steps are ours."""
     import torch
-    from transformers import Trainer, TrainerCallback, TrainingArguments
+    from transformers import Trainer, TrainingArguments
 
     from medschool.tokens.shards import tokens_of, trained_of
-    from medschool.train.model import load_model, model_copy, targets_of
-    from medschool.train.schedule import lr_factor
+    from medschool.train.model import targets_of
     from medschool.train.zero import micro_batch_rows
 
-    spec, micro = course.spec.optimizer, micro_batch_rows(course.recipe, "pretrain", world_size)
+    micro = micro_batch_rows(course.recipe, "pretrain", world_size)
     items: list[dict[str, Any]] = []
     tables = [batches_of(course, rows, rank, world_size) for rank in range(world_size)]
     for batch in range(course.steps):
@@ -170,7 +169,21 @@ def _trainer(course: Any, rows: Any, world_size: int, form: Callable[..., dict[s
                 labels = torch.full_like(targets, IGNORED)
                 labels[:, 1:] = targets[:, :-1]
                 items.append(form(tokens, lengths, labels))
-    model = load_model(model_copy(course.model), "fp32")
+    train_in_order(Trainer, TrainingArguments, course, items, world_size, lambda batch: batch[0])
+    return iter(())
+
+
+def train_in_order(
+    kind: Any, arguments: Callable[..., Any], course: Any, items: Any, world_size: int, collate: Callable[..., Any], **more: Any
+) -> None:
+    """One pass over `items`, each a whole micro-batch, in their order, with our optimizer and schedule; told step by step."""
+    import torch
+    from transformers import TrainerCallback
+
+    from medschool.train.model import load_model, model_copy
+    from medschool.train.schedule import lr_factor
+
+    spec, model = course.spec.optimizer, load_model(model_copy(course.model), "fp32")
     model.config.use_cache = False
     optimizer = torch.optim.AdamW(model.parameters(), lr=spec.lr, betas=spec.betas, eps=spec.eps, weight_decay=spec.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -184,21 +197,19 @@ def _trainer(course: Any, rows: Any, world_size: int, form: Callable[..., dict[s
                 losses.append(float(logs["loss"]))
                 TOLD(len(losses), losses[-1])
 
-    class InOrder(Trainer):  # type: ignore[misc]
+    class InOrder(kind):  # type: ignore[misc]
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
             return torch.utils.data.SequentialSampler(items)
 
-    arguments = TrainingArguments(
+    settings = arguments(
         output_dir=str(Path(course.prefix_uri)), max_steps=course.steps, per_device_train_batch_size=1,
         gradient_accumulation_steps=len(items) // course.steps // world_size, max_grad_norm=spec.clip_norm,
         use_cpu=not torch.cuda.is_available(), bf16=course.recipe.model.dtype == "bf16", report_to=[], save_strategy="no",
         logging_steps=1, disable_tqdm=True, remove_unused_columns=False,
     )  # fmt: skip
     InOrder(
-        model, arguments, data_collator=lambda batch: batch[0], train_dataset=items, callbacks=[Told()],
-        optimizers=(optimizer, schedule),
-    ).train()  # fmt: skip
-    return iter(())
+        model, settings, data_collator=collate, train_dataset=items, callbacks=[Told()], optimizers=(optimizer, schedule), **more
+    ).train()
 
 
 def TOLD(step: int, loss: float) -> None:

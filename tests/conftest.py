@@ -101,6 +101,23 @@ def lone_group() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
+def lone_store(tmp_path_factory: pytest.TempPathFactory, lone_group: None) -> Iterator[Path]:
+    """A store with the tiny model, in a process group of this process alone."""
+    from tiny import RECIPE, write_model
+
+    store = tmp_path_factory.mktemp("store")
+    folder = store / "raw" / "models" / "tiny"
+    folder.mkdir(parents=True)
+    write_model(folder)
+    (store / "tiny.yaml").write_text(RECIPE, encoding="utf-8")
+    before = dict(os.environ)
+    os.environ.update(LOCAL_RANK="0", RANK="0", WORLD_SIZE="1")
+    yield store
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(scope="module")
 def ray_folder() -> Iterator[str]:
     """A folder for a Ray of a test's own, whose processes all name it; those that are left at the end are killed."""
     import psutil

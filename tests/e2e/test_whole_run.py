@@ -175,13 +175,14 @@ def first_run(user: User, interrupted: str) -> str:
 
 def test_a_killed_driver_costs_no_finished_stage(killed: list[list[str]], first_run: str) -> None:
     done: set[str] = set()
-    for lines in (*killed, first_run.splitlines()):
+    runs = (*killed, first_run.splitlines())
+    for lines in runs:
         begun = {found[1] for line in lines if (found := re.search(r"\] (\S+) +run", line))}
         assert not begun & done, "repeated: " + ", ".join(begun & done)
         done |= {found[1] for line in lines if (found := re.search(r"\] (\S+) +done in", line))}
     for phase, steps in (("pretrain", "60"), ("instruct", "40")):
         pattern = rf"resuming at step [1-5]?[05] from s3://medschool/artifacts/{phase}/"
-        assert any(re.search(pattern, line) for lines in killed for line in lines), (phase, steps)
+        assert any(re.search(pattern, line) for lines in runs for line in lines), (phase, steps)
 
 
 def test_ctrl_c_stops_the_job_and_says_that_nothing_is_lost(user: User, interrupted: str) -> None:

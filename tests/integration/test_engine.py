@@ -6,7 +6,6 @@ One process is a group of its own here; two ranks of ZeRO 3 are a long test.
 import json
 import math
 import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from tiny import RECIPE, write_model
 from transformers import AutoModelForCausalLM
 
 from medschool.artifact import Artifact, ArtifactFile
@@ -60,24 +58,11 @@ WAYS = {
 }
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory, lone_group: None) -> Iterator[Path]:
-    """A store with the tiny model, in a process group of this process alone."""
-    store = tmp_path_factory.mktemp("store")
-    folder = store / "raw" / "models" / "tiny"
-    folder.mkdir(parents=True)
-    write_model(folder)
-    (store / "tiny.yaml").write_text(RECIPE, encoding="utf-8")
-    before = dict(os.environ)
-    os.environ.update(LOCAL_RANK="0", RANK="0", WORLD_SIZE="1")
-    yield store
-    os.environ.clear()
-    os.environ.update(before)
-
-
-def course(store: Path, *overrides: str) -> Course:
-    recipe = load(store / "tiny.yaml", [*SETTINGS, *overrides])
-    model = Artifact("model", "f", "m", str(store / "raw/models/tiny"), adopt_model(recipe, str(store)).files, {}, {}, 0)
+def course(lone_store: Path, *overrides: str) -> Course:
+    recipe = load(lone_store / "tiny.yaml", [*SETTINGS, *overrides])
+    model = Artifact(
+        "model", "f", "m", str(lone_store / "raw/models/tiny"), adopt_model(recipe, str(lone_store)).files, {}, {}, 0
+    )
     order = Order({"general": ROWS}, ROWS, {"general": (100,)}, seed=3)
     return Course(recipe, "pretrain", "t", model, order, STEPS, "", "", None)
 
@@ -136,14 +121,16 @@ def in_plain_torch(course: Course) -> tuple[list[float], dict[str, torch.Tensor]
 
 
 @pytest.fixture(scope="module")
-def plain(store: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
-    return in_plain_torch(course(store))
+def plain(lone_store: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
+    return in_plain_torch(course(lone_store))
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_every_way_trains_as_plain_torch_does(way: str, store: Path, plain: tuple[list[float], dict[str, torch.Tensor]]) -> None:
+def test_every_way_trains_as_plain_torch_does(
+    way: str, lone_store: Path, plain: tuple[list[float], dict[str, torch.Tensor]]
+) -> None:
     micro = "cluster.micro_batch_tokens=128"
-    losses, weights, _ = trained(course(store, micro, *WAYS[way].split()))
+    losses, weights, _ = trained(course(lone_store, micro, *WAYS[way].split()))
     assert losses == pytest.approx(plain[0], rel=1e-6)
     far = {name: float((weight - plain[1][name]).norm() / plain[1][name].norm()) for name, weight in weights.items()}
     assert weights.keys() == plain[1].keys() and max(far.values()) < 3e-4, (
@@ -153,10 +140,10 @@ def test_every_way_trains_as_plain_torch_does(way: str, store: Path, plain: tupl
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_bf16_trains_as_fp32_does_but_for_its_rounding(
-    stage: int, store: Path, plain: tuple[list[float], dict[str, torch.Tensor]]
+    stage: int, lone_store: Path, plain: tuple[list[float], dict[str, torch.Tensor]]
 ) -> None:
     losses, weights, _ = trained(
-        course(store, "model.dtype=bf16", "cluster.micro_batch_tokens=64", f"cluster.zero_stage={stage}")
+        course(lone_store, "model.dtype=bf16", "cluster.micro_batch_tokens=64", f"cluster.zero_stage={stage}")
     )
     assert losses == pytest.approx(plain[0], rel=4e-3)
     assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
@@ -164,8 +151,8 @@ def test_bf16_trains_as_fp32_does_but_for_its_rounding(
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("stage", [0, 1, 2])
-def test_the_plan_counts_the_states_that_an_engine_holds(stage: int, dtype: str, store: Path) -> None:
-    one = course(store, f"model.dtype={dtype}", f"cluster.zero_stage={stage}")
+def test_the_plan_counts_the_states_that_an_engine_holds(stage: int, dtype: str, lone_store: Path) -> None:
+    one = course(lone_store, f"model.dtype={dtype}", f"cluster.zero_stage={stage}")
     engine = trained(one)[2]
     optimizer = engine.optimizer.optimizer if stage or dtype == "bf16" else engine.optimizer
     held = [*engine.module.parameters(), *(weight for group in optimizer.param_groups for weight in group["params"])]
@@ -180,17 +167,17 @@ def test_the_plan_counts_the_states_that_an_engine_holds(stage: int, dtype: str,
 @pytest.mark.long  # torch.compile takes a minute for each
 @pytest.mark.parametrize("way", ["zero 1", "zero 3", "chunks", "checkpointing"])
 def test_a_compiled_model_trains_as_plain_torch_does(
-    way: str, store: Path, plain: tuple[list[float], dict[str, torch.Tensor]]
+    way: str, lone_store: Path, plain: tuple[list[float], dict[str, torch.Tensor]]
 ) -> None:
-    losses, _, _ = trained(course(store, "cluster.compile=true", *WAYS[way].split()))
+    losses, _, _ = trained(course(lone_store, "cluster.compile=true", *WAYS[way].split()))
     assert losses == pytest.approx(plain[0], rel=1e-5)
 
 
 @pytest.mark.parametrize("stage", [1, 3])
-def test_adapters_alone_are_trained_and_merge_into_the_weights(stage: int, store: Path) -> None:
-    losses, weights, engine = trained(course(store, f"cluster.zero_stage={stage}", LORA))
+def test_adapters_alone_are_trained_and_merge_into_the_weights(stage: int, lone_store: Path) -> None:
+    losses, weights, engine = trained(course(lone_store, f"cluster.zero_stage={stage}", LORA))
     assert losses[-1] < losses[0]
-    before = dict(load_model(Path(course(store).model.prefix_uri), "fp32").named_parameters())
+    before = dict(load_model(Path(course(lone_store).model.prefix_uri), "fp32").named_parameters())
     frozen = {name.replace(".base_layer", ""): weight for name, weight in weights.items() if "lora_" not in name}
     assert all(torch.equal(weight, frozen[name]) for name, weight in before.items())
     after = weights_on_cpu(engine.module, partitioned=stage == 3)
@@ -201,16 +188,16 @@ def test_adapters_alone_are_trained_and_merge_into_the_weights(stage: int, store
         assert torch.allclose(after[name], expected, atol=1e-6) and (low is None or not torch.equal(after[name], weight))
 
 
-def test_adapters_name_the_layers_that_there_are(store: Path) -> None:
+def test_adapters_name_the_layers_that_there_are(lone_store: Path) -> None:
     with pytest.raises(PlanError, match="no linear layers named query") as refused:
-        build_engine(course(store, "pretrain.lora={rank: 4, alpha: 8, modules: [query]}"), 1)
+        build_engine(course(lone_store, "pretrain.lora={rank: 4, alpha: 8, modules: [query]}"), 1)
     assert "q_proj" in refused.value.remedy
 
 
-def test_a_saved_state_with_adapters_goes_on_as_if_never_stopped(store: Path, tmp_path: Path) -> None:
-    _, whole, engine = trained(course(store, LORA))
+def test_a_saved_state_with_adapters_goes_on_as_if_never_stopped(lone_store: Path, tmp_path: Path) -> None:
+    _, whole, engine = trained(course(lone_store, LORA))
     engine.save_checkpoint(str(tmp_path), tag="state")
-    again = build_engine(course(store, LORA), 1)
+    again = build_engine(course(lone_store, LORA), 1)
     again.load_checkpoint(str(tmp_path), tag="state")
     assert all(torch.equal(weight, whole[name]) for name, weight in again.module.named_parameters())
     tokens, targets = batch()
@@ -221,27 +208,27 @@ def test_a_saved_state_with_adapters_goes_on_as_if_never_stopped(store: Path, tm
     assert all(torch.equal(one, other) for one, other in pairs)
 
 
-def test_with_zero_3_a_loaded_weight_is_a_shard_from_the_start(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_zero_3_a_loaded_weight_is_a_shard_from_the_start(lone_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before DeepSpeed has built its engine: whole weights are gone, shards hold the numbers of the file."""
     import deepspeed
 
     seen: list[Any] = []
     built = deepspeed.initialize
     monkeypatch.setattr(deepspeed, "initialize", lambda **about: (seen.append(look(about["model"])), built(**about))[1])
-    expected = dict(load_model(Path(course(store).model.prefix_uri), "fp32").named_parameters())
+    expected = dict(load_model(Path(course(lone_store).model.prefix_uri), "fp32").named_parameters())
 
     def look(model: Any) -> tuple[int, bool]:
         held = sum(weight.data.numel() for weight in model.parameters())
         same = all(torch.equal(weight.ds_tensor.view(-1), expected[name].view(-1)) for name, weight in model.named_parameters())
         return held, same
 
-    build_engine(course(store, "cluster.zero_stage=3"), 1)
+    build_engine(course(lone_store, "cluster.zero_stage=3"), 1)
     assert seen == [(0, True)]
 
 
 @pytest.mark.parametrize("stage", [1, 3])
-def test_a_leak_between_documents_stops_training_before_it_starts(stage: int, store: Path) -> None:
-    engine = build_engine(course(store, f"cluster.zero_stage={stage}"), 1)
+def test_a_leak_between_documents_stops_training_before_it_starts(stage: int, lone_store: Path) -> None:
+    engine = build_engine(course(lone_store, f"cluster.zero_stage={stage}"), 1)
     whole = engine.module.forward
 
     def leaking(**inputs: Any) -> Any:
@@ -254,9 +241,9 @@ def test_a_leak_between_documents_stops_training_before_it_starts(stage: int, st
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 64, 256, 1000])
-def test_the_loss_in_chunks_is_the_loss(chunk: int, store: Path) -> None:
+def test_the_loss_in_chunks_is_the_loss(chunk: int, lone_store: Path) -> None:
     tokens, targets = batch()
-    plain, chunked = (load_model(Path(course(store).model.prefix_uri), "fp32") for _ in range(2))
+    plain, chunked = (load_model(Path(course(lone_store).model.prefix_uri), "fp32") for _ in range(2))
     chunk_the_loss(chunked, chunk)
     losses = [row_losses(model, model_inputs(tokens, LENGTHS), targets) for model in (plain, chunked)]
     assert torch.allclose(*losses, rtol=1e-6)
@@ -266,10 +253,10 @@ def test_the_loss_in_chunks_is_the_loss(chunk: int, store: Path) -> None:
         assert float((one.grad - other.grad).norm() / one.grad.norm()) < 1e-6
 
 
-def test_the_output_head_of_a_chunked_loss_sees_trained_tokens_only(store: Path) -> None:
+def test_the_output_head_of_a_chunked_loss_sees_trained_tokens_only(lone_store: Path) -> None:
     tokens, targets = batch()
     targets[:, :-16] = IGNORED
-    model, seen = load_model(Path(course(store).model.prefix_uri), "fp32"), list[int]()
+    model, seen = load_model(Path(course(lone_store).model.prefix_uri), "fp32"), list[int]()
     model.get_output_embeddings().register_forward_hook(lambda head, hidden, logits: seen.append(len(hidden[0])))
     chunk_the_loss(model, 50)
     row_losses(model, model_inputs(tokens, LENGTHS), targets)
@@ -282,17 +269,17 @@ def test_the_output_head_of_a_chunked_loss_sees_trained_tokens_only(store: Path)
     losses.sum().backward()
 
 
-def test_a_model_that_scales_its_logits_is_not_chunked(store: Path) -> None:
-    model = load_model(Path(course(store).model.prefix_uri), "fp32")
+def test_a_model_that_scales_its_logits_is_not_chunked(lone_store: Path) -> None:
+    model = load_model(Path(course(lone_store).model.prefix_uri), "fp32")
     model.config.logits_scaling = 8.0
     with pytest.raises(PlanError, match="logits_scaling"):
         chunk_the_loss(model, 64)
 
 
-def test_missing_weights_are_not_drawn_at_random(store: Path, tmp_path: Path) -> None:
+def test_missing_weights_are_not_drawn_at_random(lone_store: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    folder = Path(course(store).model.prefix_uri)
+    folder = Path(course(lone_store).model.prefix_uri)
     weights = load_file(folder / "model.safetensors")
     weights.pop("model.layers.1.mlp.up_proj.weight")
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
@@ -301,11 +288,11 @@ def test_missing_weights_are_not_drawn_at_random(store: Path, tmp_path: Path) ->
         load_model(tmp_path, "fp32")
 
 
-def test_random_weights_are_those_of_the_seed_and_stored_as_any_other(store: Path, tmp_path: Path) -> None:
-    recipe = load(store / "tiny.yaml", ["model.weights=random"])
+def test_random_weights_are_those_of_the_seed_and_stored_as_any_other(lone_store: Path, tmp_path: Path) -> None:
+    recipe = load(lone_store / "tiny.yaml", ["model.weights=random"])
     for name in ("config.json", "tokenizer.json"):
         (tmp_path / "store/raw/models/tiny").mkdir(parents=True, exist_ok=True)
-        (tmp_path / "store/raw/models/tiny" / name).write_bytes((store / "raw/models/tiny" / name).read_bytes())
+        (tmp_path / "store/raw/models/tiny" / name).write_bytes((lone_store / "raw/models/tiny" / name).read_bytes())
     made = [draw_model(recipe, str(tmp_path / "store"), str(tmp_path / each)).files for each in ("a", "b")]
     other = draw_model(recipe.model_copy(update={"seed": 4}), str(tmp_path / "store"), str(tmp_path / "c")).files
     assert made[0] == made[1] and weights_of(made[0]) != weights_of(other)
@@ -321,8 +308,8 @@ def weights_of(files: tuple[ArtifactFile, ...]) -> str:
     return next(file.sha256 for file in files if file.path == "model.safetensors")
 
 
-def test_batches_that_do_not_fit_say_all_their_sizes(store: Path) -> None:
-    recipe = course(store).recipe
+def test_batches_that_do_not_fit_say_all_their_sizes(lone_store: Path) -> None:
+    recipe = course(lone_store).recipe
     sizes = r"4 rows of 64 tokens, 256 tokens a micro-batch, {} workers"
     with pytest.raises(PlanError, match=sizes.format(5)) as refused:
         check_batch(recipe, "pretrain", 5)
@@ -333,21 +320,21 @@ def test_batches_that_do_not_fit_say_all_their_sizes(store: Path) -> None:
         check_batch(recipe, "pretrain", workers, positions=64)
 
 
-def test_offloading_is_told_to_deepspeed(store: Path) -> None:
-    recipe = load(store / "tiny.yaml", ["cluster.zero_stage=3", "cluster.offload=[optimizer,parameters]"])
+def test_offloading_is_told_to_deepspeed(lone_store: Path) -> None:
+    recipe = load(lone_store / "tiny.yaml", ["cluster.zero_stage=3", "cluster.offload=[optimizer,parameters]"])
     on_gpus = recipe.model_copy(update={"cluster": recipe.cluster.model_copy(update={"gpus_per_worker": 1.0})})
     for each, pinned in ((recipe, False), (on_gpus, True)):
         zero = deepspeed_config(each, "pretrain", 2)["zero_optimization"]
         assert zero["offload_optimizer"] == zero["offload_param"] == {"device": "cpu", "pin_memory": pinned}
 
 
-def two_ranks(rank: int, store: Path, meet: str) -> None:
+def two_ranks(rank: int, lone_store: Path, meet: str) -> None:
     """One of two ranks of ZeRO 3: what it holds of the model when it is loaded, and after the engine is built."""
     os.environ.update(
-        LOCAL_RANK=str(rank), RANK=str(rank), WORLD_SIZE="2", DS_ACCELERATOR="cpu", MEDSCHOOL_CACHE=f"{store}/cache"
+        LOCAL_RANK=str(rank), RANK=str(rank), WORLD_SIZE="2", DS_ACCELERATOR="cpu", MEDSCHOOL_CACHE=f"{lone_store}/cache"
     )
     dist.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=2)
-    engine = build_engine(course(store, "cluster.zero_stage=3"), 2)
+    engine = build_engine(course(lone_store, "cluster.zero_stage=3"), 2)
     whole = sum(weight.ds_numel for weight in engine.module.parameters())
     shards = sum(weight.ds_tensor.numel() for weight in engine.module.parameters())
     held = sum(weight.data.numel() for weight in engine.module.parameters() if not weight.ds_persist)
@@ -357,15 +344,15 @@ def two_ranks(rank: int, store: Path, meet: str) -> None:
 
 
 @pytest.mark.long
-def test_two_ranks_hold_half_of_the_model_each(store: Path, tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(two_ranks, (store, str(tmp_path / "meet")), nprocs=2)
+def test_two_ranks_hold_half_of_the_model_each(lone_store: Path, tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(two_ranks, (lone_store, str(tmp_path / "meet")), nprocs=2)
 
 
-def test_a_course_of_another_seed_is_another_course(store: Path) -> None:
+def test_a_course_of_another_seed_is_another_course(lone_store: Path) -> None:
     """Adapters are drawn by the seed of the order: the same on every rank, another one in another trial."""
     drawn = []
     for seed in (3, 3, 4):
-        one = course(store, LORA)
+        one = course(lone_store, LORA)
         torch.manual_seed(seed)
         model = add_adapters(load_model(Path(one.model.prefix_uri), "fp32"), one.spec.lora)
         built = build_engine(replace(one, order=replace(one.order, seed=seed)), 1)

@@ -1,13 +1,10 @@
 """Tuning with NEFTune through the real engine: a resumed run ends with the weights of the one that never stopped, bit by bit."""
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny import RECIPE, write_model
 
 from medschool.artifact import Artifact
 from medschool.cluster.invented import invented_rows
@@ -23,26 +20,13 @@ SAVED, STEPS, ROWS = 2, 4, 4
 SETTINGS = (f"instruct.batch_rows={ROWS}", "chats.row_tokens=64", "cluster.micro_batch_tokens=128", "cluster.zero_stage=2")
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory, lone_group: None) -> Iterator[Path]:
-    """A store with the tiny model, in a process group of this process alone."""
-    store = tmp_path_factory.mktemp("store")
-    folder = store / "raw" / "models" / "tiny"
-    folder.mkdir(parents=True)
-    write_model(folder)
-    (store / "tiny.yaml").write_text(RECIPE, encoding="utf-8")
-    before = dict(os.environ)
-    os.environ.update(LOCAL_RANK="0", RANK="0", WORLD_SIZE="1")
-    yield store
-    os.environ.clear()
-    os.environ.update(before)
-
-
-def tuning(store: Path, *overrides: str) -> tuple[Course, Feed]:
+def tuning(lone_store: Path, *overrides: str) -> tuple[Course, Feed]:
     """The phase `instruct` of a recipe, on invented rows."""
-    recipe: Recipe = load(store / "tiny.yaml", [*SETTINGS, *overrides])
-    model = Artifact("model", "f", "m", str(store / "raw/models/tiny"), adopt_model(recipe, str(store)).files, {}, {}, 0)
-    rows = invented_rows(recipe, str(store), "control", 40)
+    recipe: Recipe = load(lone_store / "tiny.yaml", [*SETTINGS, *overrides])
+    model = Artifact(
+        "model", "f", "m", str(lone_store / "raw/models/tiny"), adopt_model(recipe, str(lone_store)).files, {}, {}, 0
+    )
+    rows = invented_rows(recipe, str(lone_store), "control", 40)
     order = Order({"general": ROWS}, ROWS, {"general": rows["general"][1].shard_rows}, seed=3)
     return Course(recipe, "instruct", "t", model, order, STEPS, "", "", None), feed_of(order, rows)
 
@@ -56,8 +40,8 @@ def weights(engine: Any) -> list[torch.Tensor]:
     return [weight.detach().clone() for weight in engine.module.parameters()]
 
 
-def test_a_resumed_tuning_draws_the_noise_that_it_would_have_drawn(store: Path, tmp_path: Path) -> None:
-    course, feed = tuning(store, "instruct.neftune_alpha=10")
+def test_a_resumed_tuning_draws_the_noise_that_it_would_have_drawn(lone_store: Path, tmp_path: Path) -> None:
+    course, feed = tuning(lone_store, "instruct.neftune_alpha=10")
     engine = build_engine(course, 1)
     losses = steps(engine, feed, 0, SAVED)
     engine.save_checkpoint(str(tmp_path), tag="state")
@@ -67,24 +51,24 @@ def test_a_resumed_tuning_draws_the_noise_that_it_would_have_drawn(store: Path, 
     again.load_checkpoint(str(tmp_path), tag="state")
     assert steps(again, feed, SAVED, STEPS) == losses[SAVED:]
     assert all(map(torch.equal, weights(again), weights(engine)))
-    quiet = build_engine(tuning(store)[0], 1)
+    quiet = build_engine(tuning(lone_store)[0], 1)
     plain = steps(quiet, feed, 0, STEPS)
     assert plain[0] != pytest.approx(losses[0], rel=1e-4) and not all(map(torch.equal, weights(quiet), weights(engine)))
 
 
 @pytest.mark.parametrize("way", ["cluster.zero_stage=3", "cluster.loss_chunk_tokens=50", "cluster.micro_batch_tokens=64"])
-def test_every_way_adds_the_same_noise(way: str, store: Path) -> None:
+def test_every_way_adds_the_same_noise(way: str, lone_store: Path) -> None:
     wanted, found = (
         steps(build_engine(course, 1), feed, 0, 2)
-        for course, feed in (tuning(store, "instruct.neftune_alpha=10", *more) for more in ((), (way,)))
+        for course, feed in (tuning(lone_store, "instruct.neftune_alpha=10", *more) for more in ((), (way,)))
     )
     assert found == pytest.approx(wanted, rel=1e-5)
 
 
 @pytest.mark.long  # torch.compile takes a minute
-def test_a_compiled_model_adds_new_noise_at_every_step(store: Path) -> None:
+def test_a_compiled_model_adds_new_noise_at_every_step(lone_store: Path) -> None:
     wanted, found = (
         steps(build_engine(course, 1), feed, 0, STEPS)
-        for course, feed in (tuning(store, "instruct.neftune_alpha=10", *more) for more in ((), ("cluster.compile=true",)))
+        for course, feed in (tuning(lone_store, "instruct.neftune_alpha=10", *more) for more in ((), ("cluster.compile=true",)))
     )
     assert found == pytest.approx(wanted, rel=1e-5)
