@@ -1,6 +1,7 @@
 """Promotion from a store of finished stages: what is missing is named, and the card says what is known."""
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -108,7 +109,7 @@ def test_a_gain_is_the_change_by_the_hours_that_the_reference_does_not_share() -
     effects.append(effects[0] | {"word": "cannot tell"})
     found = gains(recipe, {"effects": effects}, find)
     assert [gain.worker_hours for gain in found] == [2.0, 1.0, 3.0]  # two workers; knowledge has nothing that instructed lacks
-    assert found[0].per_hour == pytest.approx(-0.03) and found[0].accelerator_hours == 0
+    assert found[0].per_hour == pytest.approx(math.log(0.94) / 2) and found[0].accelerator_hours == 0
     wide = recipe.model_copy(update={"cluster": recipe.cluster.model_copy(update={"num_workers": 4, "gpus_per_worker": 2})})
     assert gains(wide, {"effects": effects}, find)[0].hours == 8.0
 

@@ -1,4 +1,4 @@
-"""What each told change cost: the change divided by the hours of training that made it.
+"""What each told change cost: the change divided by the hours of training that made it, that of perplexity as loss.
 
     finished trainings of the variant, without those that the reference shares --seconds x workers--> hours --> gain an hour
 
@@ -8,6 +8,7 @@ Only changes that were told have a gain: a number divided by hours is no better 
 over its training, not what one more hour would bring.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -38,7 +39,8 @@ class Gain:
 
     @property
     def per_hour(self) -> float:
-        return self.change / self.hours
+        """Perplexity: nats of loss per token, which add up over hours as relative changes do not. Accuracy: a share."""
+        return (math.log1p(self.change) if self.measure == "perplexity" else self.change) / self.hours
 
 
 def gains(recipe: Recipe, verdict: dict[str, Any], find: Callable[[str], Artifact]) -> tuple[Gain, ...]:

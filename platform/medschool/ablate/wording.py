@@ -30,8 +30,8 @@ def margin_text(measure: Measure, value: float) -> str:
 
 
 def gain_text(measure: Measure, value: float) -> str:
-    """`-4.3%`, `+1.5 pts`, with three digits however small: `-0.00123%`."""
-    return f"{100 * value:+.3g}{'%' if measure == 'perplexity' else ' pts'}"
+    """`-0.6 nats`, `+1.5 pts`, with three digits however small: `-0.00123 nats`."""
+    return f"{value:+.3g} nats" if measure == "perplexity" else f"{100 * value:+.3g} pts"
 
 
 def p_text(value: float | None) -> str:
