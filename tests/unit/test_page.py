@@ -336,7 +336,9 @@ def test_gains_are_per_accelerator_hour_where_there_are_accelerators() -> None:
     gain = Gain("accuracy", EXAM, "instructed", "control", 0.06, 4.0, 0.0)
     rows = tables(render(replace(sample(), gains=(gain, replace(gain, measure="perplexity", change=-0.05)))))["Gain"]
     assert (
-        rows[0][4] == "worker-hours" and rows[1][3:] == ["+6.0 pts", "4", "+1.5 pts"] and rows[2][3:] == ["-5.0%", "4", "-0.0128 nats"]
+        rows[0][4] == "worker-hours"
+        and rows[1][3:] == ["+6.0 pts", "4", "+1.5 pts"]
+        and rows[2][3:] == ["-5.0%", "4", "-0.0128 nats"]
     )
     rows = tables(render(replace(sample(), gains=(replace(gain, accelerator_hours=8.0),))))["Gain"]
     assert rows[0][4] == "accelerator-hours" and rows[1][3:] == ["+6.0 pts", "8", "+0.75 pts"]
