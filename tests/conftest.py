@@ -45,6 +45,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--report", type=Path, help="write outcome and seconds of each test to this file, as Markdown")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """`make test` draws the same examples on every machine; new ones are drawn where long tests run, and by hand."""
+    from hypothesis import settings
+
+    settings.register_profile("repeatable", derandomize=True)
+    if "not long" in config.option.markexpr:
+        settings.load_profile("repeatable")
+
+
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """The report that `make test-long` leaves: the machine, what failed, and every test with its time."""
     if not (path := config.getoption("--report")):

@@ -1,9 +1,9 @@
 """Which of a set's conversations are kept: no repeats, and of the others a sample where the recipe asks for one.
 
 Of conversations with the same words, turn by turn, the first one stays, in the order of the recipe's files and their records. A
-sample is those of the lowest ranks, which the seed draws; so it does not depend on who was faster, and a larger one holds a
-smaller one. Equal words are told by 64 bits of a sha256: among a million conversations, one wrong match has a chance of 3 in 100
-million.
+sample is those of the lowest ranks, which the seed draws, and of equal ranks the first; so it does not depend on who was faster,
+and a larger one holds a smaller one. Equal words are told by 64 bits of a sha256: among a million conversations, one wrong match
+has a chance of 3 in 100 million.
 
 Memory: about 50 bytes a conversation, 25 MB for the 514 thousand of MedC-I; a tenth of a second.
 """
@@ -32,7 +32,8 @@ def choose(
     kept = np.zeros(len(candidate), dtype=bool)
     kept[places[np.unique(every_hash[places], return_index=True)[1]]] = True
     repeats = candidate & ~kept
-    if sample is not None and kept.sum() > sample:
-        kept &= every_rank <= np.partition(every_rank[kept], sample - 1)[sample - 1]
+    if sample is not None:
+        first = np.flatnonzero(kept)
+        kept[first[np.argsort(every_rank[first], kind="stable")[sample:]]] = False  # of equal ranks the first ones stay
     starts = np.cumsum([0, *map(len, hashes)])
     return [Choice(kept[start:stop], repeats[start:stop]) for start, stop in pairwise(starts)]
