@@ -10,8 +10,8 @@ models that are alike. What they cannot see is that a training under another see
 share: `seeds_p` sees it from two seeds on, and better where it is pooled over the trained variants of a study (`pooled_shift`,
 which takes the shift to be as large in each). With one seed nothing is known of it, and a word is about two models.
 
-Comparisons without an effect that come out below 0.05, where that shift is twice the noise of the items (simulated): 32% by the
-test over items alone with two seeds; 13% with the shift of this comparison, 7% with that of three variants pooled.
+Where that shift is twice the noise of the items, the test over items alone calls comparisons without an effect far too often;
+that of seeds does so less, and with two seeds still more often than it says (tests/unit/test_verdict_simulated.py, long).
 """
 
 from collections.abc import Callable, Sequence
