@@ -12,7 +12,7 @@ import httpx
 import pytest
 from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
-from ray.core.generated import gcs_pb2
+from ray.core.generated import common_pb2, gcs_pb2
 
 from medschool.cluster import spot_notice
 
@@ -94,7 +94,7 @@ def test_ray_drains_the_node_for_the_notice_s_reason(
         until = time.monotonic() + 60
         while (info := known(gcs, node.node_id)).state != gcs_pb2.GcsNodeInfo.DEAD and time.monotonic() < until:
             time.sleep(0.2)  # nothing runs on it, so its drain ends at once
-        assert info.death_info.reason == gcs_pb2.NodeDeathInfo.AUTOSCALER_DRAIN_PREEMPTED
+        assert info.death_info.reason == common_pb2.NodeDeathInfo.AUTOSCALER_DRAIN_PREEMPTED
         assert "spot interruption notice" in info.death_info.reason_message
     finally:
         cluster.shutdown()
