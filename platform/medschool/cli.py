@@ -22,6 +22,7 @@ from medschool.commands.mask import app as mask_app
 from medschool.commands.promote import app as promote_app
 from medschool.commands.tokens import app as tokens_app
 from medschool.commands.verdict import app as verdict_app
+from medschool.commands.why import app as why_app
 from medschool.errors import MedschoolError, RecipeError, ServiceError
 from medschool.recipe import Recipe, load
 
@@ -37,6 +38,7 @@ app.add_typer(verdict_app)
 app.add_typer(promote_app)
 app.add_typer(keys_app)
 app.add_typer(cluster_app)
+app.add_typer(why_app)
 
 
 def main() -> None:
