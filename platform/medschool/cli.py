@@ -12,6 +12,7 @@ import typer
 
 from medschool import __version__
 from medschool.commands.arguments import AsJson, Overrides, RecipePath, environment, store, tree_of
+from medschool.commands.cluster import app as cluster_app
 from medschool.commands.drill import app as drill_app
 from medschool.commands.export import app as export_app
 from medschool.commands.fetch import fetch
@@ -21,6 +22,7 @@ from medschool.commands.mask import app as mask_app
 from medschool.commands.promote import app as promote_app
 from medschool.commands.tokens import app as tokens_app
 from medschool.commands.verdict import app as verdict_app
+from medschool.commands.why import app as why_app
 from medschool.errors import MedschoolError, RecipeError, ServiceError
 from medschool.recipe import Recipe, load
 
@@ -35,6 +37,8 @@ app.add_typer(drill_app)
 app.add_typer(verdict_app)
 app.add_typer(promote_app)
 app.add_typer(keys_app)
+app.add_typer(cluster_app)
+app.add_typer(why_app)
 
 
 def main() -> None:
@@ -111,23 +115,39 @@ app.command()(fetch)
 
 
 @app.command()
-def plan(recipe: RecipePath, overrides: Overrides = [], as_json: AsJson = False) -> None:  # noqa: B006 (typer's own form)
+def plan(
+    recipe: RecipePath,
+    overrides: Overrides = [],  # noqa: B006 (typer's own form)
+    cluster: Annotated[Path | None, typer.Option(help="A cluster file: can it ever hold this, how long, at what price?")] = None,
+    mfu: Annotated[float, typer.Option(min=0.01, max=1.0, help="Share of the card's peak that training reaches.")] = 0.4,
+    as_json: AsJson = False,
+) -> None:
     """Say what a run would do, before anything starts: stages cached, to run or blocked; tokens, steps, FLOP, repeats.
 
-    Example: medschool plan recipes/pmc_llama_13b.yaml --json
+    Examples:
+      medschool plan recipes/pmc_llama_13b.yaml --json
+      medschool plan recipes/pmc_llama_13b.yaml --cluster cluster.yaml --mfu 0.35
     """
     from medschool import storage
-    from medschool.plan import make_plan
+    from medschool.plan import make_plan, model_shape
 
     with contextlib.suppress(ServiceError):  # a plan is made without services too: it says what is missing
         environment()
     checked = load(recipe, overrides)
     with storage.patience(PLAN_WAITS_S):
         made = make_plan(checked, os.environ.get("MEDSCHOOL_STORE", ""))
+        shape = model_shape(checked, os.environ.get("MEDSCHOOL_STORE", ""))
+    if cluster is None:
+        foreseen = None
+    else:
+        from medschool.cluster.offer import read_cluster
+        from medschool.forecast import forecast
+
+        foreseen = forecast(made, read_cluster(cluster), shape, mfu)
     if as_json:
-        print(json.dumps(made.as_json(), indent=1))
+        print(json.dumps(made.as_json() | ({"cluster": foreseen.as_json()} if foreseen else {}), indent=1))
         return
-    for line in made.lines():
+    for line in [*made.lines(), *(["", *foreseen.lines()] if foreseen else [])]:
         print(line)
 
 

@@ -7,6 +7,7 @@ Serve are the real ones, in a home of this test's own.
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -321,6 +322,36 @@ def test_errors_are_two_lines_and_a_code(user: User) -> None:
         assert result.returncode == code, text
         error, fix = (next(line for line in text.splitlines() if line.startswith(start)) for start in ("error: ", "fix: "))
         assert problem in error and remedy in fix and "Traceback" not in text
+
+
+WAITS = "import ray; ray.init(); from ray.util.placement_group import placement_group as p; ray.get(p([{'CPU': 99}] * 2).ready())"
+
+
+def test_why_a_job_waits_and_why_one_died(user: User, first_run: str) -> None:
+    variables = user.variables | user.services()
+    ray = str(Path(sys.executable).with_name("ray"))
+    submitted = [
+        subprocess.run(
+            [ray, "job", "submit", "--no-wait", "--submission-id", name, "--", "python", "-c", shlex.quote(code)],
+            env=variables, capture_output=True, text=True, timeout=120, check=True,
+        )
+        for name, code in (("waits", WAITS), ("dies", "1 / 0"))
+    ]  # fmt: skip
+    assert len(submitted) == 2
+
+    def told(name: str, until: str) -> dict[str, Any]:
+        for _ in range(60):
+            found: dict[str, Any] = json.loads(user.run("why", name, "--json").stdout)
+            if found["cause"] == until:
+                return found
+            time.sleep(1)
+        raise AssertionError(found)
+
+    assert told("dies", "a fault of the code")["told"] == ["ZeroDivisionError: division by zero"]
+    assert told("waits", "waits for a place")["told"][0] == "no place for pending: 2 x {CPU: 99}"
+    subprocess.run([ray, "job", "stop", "waits"], env=variables, capture_output=True, timeout=120, check=True)
+    assert told("waits", "somebody stopped it")["state"] == "STOPPED"
+    assert "Ray knows no job nobody" in user.run("why", "nobody").stderr
 
 
 def test_a_wrong_credential_and_a_dead_store_are_named(user: User) -> None:
