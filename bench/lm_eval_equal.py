@@ -4,11 +4,14 @@ Both get the same weights in fp32 and the same files. The harness's own task fil
 changed to a local file. It is no dependency of this project: install lm-eval==0.4.13 into a folder and put that on PYTHONPATH.
 
     PYTHONPATH=<folder> python bench/lm_eval_equal.py --model <folder> --mmlu mmlu.jsonl --pubmedqa ori_pqal.json
+    PYTHONPATH=<folder> python bench/lm_eval_equal.py --model ... --mmlu ... --pubmedqa ... --endpoint URL --served NAME
     PYTHONPATH=<folder> python bench/lm_eval_equal.py --golden tests/golden/lm_eval_equal.json
 
 The first form compares on real questions, with and without worked ones, and prints a line a task. MedQA and MedMCQA are not at
 hand everywhere: MMLU's questions of professional medicine and clinical knowledge are asked in their two forms. The second form
-writes what the harness says of the invented questions of tests/exam_files.py, which the unit tests compare with.
+asks an endpoint that serves the same weights in fp32, such as the job `serve` puts up (its key: MEDSCHOOL_EXAM_KEY); the harness
+has them at hand as before. The third form writes what the harness says of the invented questions of tests/exam_files.py, which
+the unit tests compare with.
 """
 
 import argparse
@@ -17,7 +20,8 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,14 +31,19 @@ sys.path[:0] = [str(ROOT / "platform"), str(ROOT / "tests")]
 
 from exam_files import SUBJECTS, records, write_formula_model  # noqa: E402
 
-from medschool.evaluate.harness import Scored, harness_encoder, score_items  # noqa: E402
+from medschool.evaluate.at_endpoint import ending_log_probs  # noqa: E402
+from medschool.evaluate.endpoint import Endpoint, Refused  # noqa: E402
+from medschool.evaluate.harness import Asked, Scored, asked, harness_encoder, score_items, scored  # noqa: E402
 from medschool.exams.formats import EXAM_FORMATS  # noqa: E402
+from medschool.exams.harness import shots_of  # noqa: E402
 from medschool.rows import ExamItem  # noqa: E402
 from medschool.train.model import load_model  # noqa: E402
 
 Records = list[dict[str, Any]]
 TASKS = {"medqa": "medqa/medqa.yaml", "medmcqa": "medmcqa/medmcqa.yaml", "pubmedqa": "pubmedqa/pubmedqa.yaml"}
 TOLERANCE_NATS = 1e-3
+AT_ONCE = 4
+"""Requests under way to an endpoint."""
 CLINICAL = ("professional medicine", "clinical knowledge")
 
 
@@ -84,6 +93,22 @@ def by_us(model: Any, folder: Path, case: Case) -> tuple[list[ExamItem], list[Sc
     """Items and scores of the same records, through our reader."""
     asked, worked = read(case.form, case.asked), read(case.form, case.worked)
     return asked, score_items(model, harness_encoder(folder), asked, worked, case.shot_count)
+
+
+def by_endpoint(endpoint: Endpoint, folder: Path, case: Case) -> tuple[list[ExamItem], list[Scored]]:
+    """The same from a served model; `folder` has its tokenizer and config.json. Raises where the endpoint refuses an item."""
+    items, worked, encode = read(case.form, case.asked), read(case.form, case.worked), harness_encoder(folder)
+    most = json.loads((folder / "config.json").read_text(encoding="utf-8"))["max_position_embeddings"] - 2
+    rows = [asked(item, encode, shots_of(item, worked, case.shot_count), most) for item in items]
+
+    def of(row: Asked) -> Scored:
+        found = ending_log_probs(endpoint, row)
+        if isinstance(found, Refused):
+            raise SystemExit(f"{row.item.id}: {found.says}")
+        return scored(row, found)
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return items, list(pool.map(of, rows))
 
 
 def read(form: str, rows: Records) -> list[ExamItem]:
@@ -172,15 +197,18 @@ def _in_form(form: str, number: int, row: dict[str, Any]) -> dict[str, Any]:
     return {"id": str(number), "question": row["question"], **named, "cop": row["answer"], "subject_name": row["subject"]}
 
 
-def compare(model_folder: Path, cases: Sequence[Case]) -> bool:
+Ours = Callable[[Case], tuple[list[ExamItem], list[Scored]]]
+
+
+def compare(model_folder: Path, cases: Sequence[Case], ours: Ours) -> bool:
     """Print a line a case; whether all are equal."""
-    ours, harness, equal = load_model(model_folder, "fp32").eval(), harness_model(model_folder), True
+    harness, equal = harness_model(model_folder), True
     for case in cases:
         with tempfile.TemporaryDirectory() as folder:
             started = time.perf_counter()
             expected = by_harness(harness, case, Path(folder))
             middle = time.perf_counter()
-            items, found = by_us(ours, model_folder, case)
+            items, found = ours(case)
             seconds = time.perf_counter() - middle
         rows = list(zip(items, found, expected, strict=True))
         far = max(abs(a - b) for _, mine, his in rows for a, b in zip(mine.log_probs, his["log_probs"], strict=True))
@@ -206,6 +234,8 @@ def main() -> None:
     parser.add_argument("--model", type=Path)
     parser.add_argument("--mmlu", type=Path)
     parser.add_argument("--pubmedqa", type=Path)
+    parser.add_argument("--endpoint", help="what /completions follows, such as http://127.0.0.1:8000/v1")
+    parser.add_argument("--served", help="the model's name there")
     parser.add_argument("--items", type=int, default=200)
     parser.add_argument("--shots", type=int, nargs="*", default=[0, 3])
     told = parser.parse_args()
@@ -213,7 +243,12 @@ def main() -> None:
         write_golden(told.golden)
         return
     cases = [case for count in told.shots for case in real_cases(told.mmlu, told.pubmedqa, told.items, count)]
-    sys.exit(not compare(told.model, cases))
+    if told.endpoint:
+        endpoint = Endpoint(told.endpoint, told.served)
+        endpoint.check()
+        sys.exit(not compare(told.model, cases, lambda case: by_endpoint(endpoint, told.model, case)))
+    model = load_model(told.model, "fp32").eval()
+    sys.exit(not compare(told.model, cases, lambda case: by_us(model, told.model, case)))
 
 
 if __name__ == "__main__":

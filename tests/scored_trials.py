@@ -9,6 +9,7 @@ import pyarrow as pa
 from medschool import artifact
 from medschool.ablate.compare import Scored
 from medschool.artifact import Output, write_file, write_parquet
+from medschool.overlap.search import OVERLAP, OVERLAP_SCHEMA
 from medschool.procedure import stages
 from medschool.recipe import Recipe
 from medschool.stage import Resolved, Stage, resolve
@@ -137,4 +138,7 @@ def _made(stage: Stage, prefix: str) -> Output:
         trial = next(one for one in trials() if one.name == stage.name.removeprefix("evaluate/"))
         kept: dict[str, pa.Table] = {key: getattr(trial, key) for key in ("losses", "answers", "written", "probes")}
         files += [write_parquet(prefix, f"{key}.parquet", rows) for key, rows in kept.items()]
+    if stage.kind == "overlap":
+        said = [{"id": f"doc:{k}", "exam": "clinical", "item": "i00", "share": 1.0, "hits": 8} for k in range(2)]
+        files.append(write_parquet(prefix, OVERLAP, pa.Table.from_pylist(said, OVERLAP_SCHEMA)))
     return Output(tuple(files), facts_of(stage))

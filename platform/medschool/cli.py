@@ -14,6 +14,7 @@ from medschool import __version__
 from medschool.commands.arguments import AsJson, Overrides, RecipePath, environment, store, tree_of
 from medschool.commands.cluster import app as cluster_app
 from medschool.commands.drill import app as drill_app
+from medschool.commands.exam import app as exam_app
 from medschool.commands.export import app as export_app
 from medschool.commands.fetch import fetch
 from medschool.commands.keys import app as keys_app
@@ -35,6 +36,7 @@ app.add_typer(mask_app)
 app.add_typer(export_app)
 app.add_typer(drill_app)
 app.add_typer(verdict_app)
+app.add_typer(exam_app)
 app.add_typer(promote_app)
 app.add_typer(keys_app)
 app.add_typer(cluster_app)

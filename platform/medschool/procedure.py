@@ -36,6 +36,8 @@ TEACHER_BOUNDS = (
     "usd_per_million_answer_tokens",
 )
 """What of a teacher decides no answer."""
+SAT = ("items", "generated_items", "protocol", "thought_tokens")
+"""What of an exam decides how it is sat, and not what its questions are."""
 PHASES: tuple[Phase, ...] = ("pretrain", "instruct")
 
 
@@ -84,7 +86,7 @@ def stages(recipe: Recipe) -> tuple[Stage, ...]:
     }
     checked = [f"{kind}/{name}" for kind in ("overlap", "withheld") for name in withheld_sources(recipe)]
     read = _same([*(f"evaluate/{trial.name}" for trial in trials(recipe)), *checked])
-    return (*made, Stage("verdict", verdict, read, version=4))
+    return (*made, Stage("verdict", verdict, read, version=5))
 
 
 def _weights(recipe: Recipe) -> dict[str, Any]:
@@ -98,7 +100,7 @@ def _exams(recipe: Recipe) -> list[Stage]:
     return [
         Stage(
             f"exams/{name}",
-            {"exam": {"name": name, **_json(exam, "items", "generated_items", "protocol")}, "seed": recipe.seed},
+            {"exam": {"name": name, **_json(exam, *SAT)}, "seed": recipe.seed},
             raw=_exam_files(exam),
             version=2,
         )
@@ -237,9 +239,14 @@ def _trial(recipe: Recipe, trial: Trial) -> list[Stage]:
     read = _same([*(f"tokens/{name}" for name in recipe.sources), *(f"exams/{name}" for name in recipe.exams)])
     if recipe.probes is not None:
         read["probes"] = "probes"
-    samples = {name: [exam.items, exam.generated_items, exam.protocol] for name, exam in recipe.exams.items()}
+    samples = {name: _sample(exam) for name, exam in recipe.exams.items()}
     spec = {"dtype": recipe.model.dtype, "answer_tokens": recipe.evaluate.answer_tokens, "samples": samples}
     return [*made, Stage(f"evaluate/{trial.name}", spec | _template(recipe), {"model": model, **read}, version=3)]
+
+
+def _sample(exam: Exam) -> list[Any]:
+    """Which items of an exam are asked, and how."""
+    return [exam.items, exam.generated_items, exam.protocol, *([exam.thought_tokens] if exam.thought_tokens else [])]
 
 
 def _template(recipe: Recipe) -> dict[str, str]:

@@ -232,10 +232,11 @@ def test_report_json_and_mlflow_have_the_same_numbers(tmp_path: Path) -> None:
         *(f"perplexity_{source}" for source in SOURCES), "accuracy_clinical", "unparsed_clinical",
         "probe_trained_graph_books", "probe_twins_graph_books",
     }  # fmt: skip
-    first, second, third = (line.split() for line in text.splitlines() if line.startswith("knowledge  "))
+    first, second, said, third = (line.split() for line in text.splitlines() if line.startswith("knowledge  "))
     assert first == ["knowledge", *(f"{metrics[f'perplexity_{source}']:.2f}" for source in SOURCES), "23,040", "1.2"]
-    assert second[:4] == ["knowledge", "clinical", "60", f"{100 * metrics['accuracy_clinical']:.1f}%"]
-    assert second[-3:] == ["75%", "of", "8"] and metrics["unparsed_clinical"] == 0.75
+    assert second[:6] == ["knowledge", "clinical", "letters", "-", "60", f"{100 * metrics['accuracy_clinical']:.1f}%"]
+    assert said[:6] == ["knowledge", "clinical", "generated", "-", "8", "12.5%"]
+    assert said[-3:] == ["75%", "of", "8"] and metrics["unparsed_clinical"] == 0.75
     assert third[:4] == ["knowledge", "clinical", "8", "25.0%"]
     assert metrics["probe_trained_graph_books"] == 0.9
 

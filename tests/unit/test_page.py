@@ -17,6 +17,7 @@ from medschool.ablate import page, plots
 from medschool.ablate.gain import Gain
 from medschool.ablate.page import Cost, Curve, Mixture, Report, render
 from medschool.ablate.report import SMALL, Spent
+from medschool.exams.calibration import PEERS, PMC_LLAMA, table_rows
 from medschool.recipe.schema import Gate
 
 SOURCES = ("books", "papers", "general")
@@ -40,6 +41,11 @@ variants:
   knowledge: {weights: {books: 15, papers: 4, general: 1}}
   instructed: {weights: {books: 15, papers: 4, general: 1}, instructions: {exam: 4, rationale: 2, graph: 4}}
 """
+PROTOCOL = {
+    "protocol": "aaaaaaaaaaaa",
+    "protocol_name": "letters",
+    "uncontaminated": {"items": 199, "correct": 48, "accuracy": 0.24, "low": 0.186, "high": 0.304},
+}
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 
 
@@ -54,7 +60,8 @@ def written(unparsed: int) -> dict[str, Any]:
         "parse_rate": {"value": parsed, "low": parsed / 2, "high": 1.0},
         "accuracy": {"value": 0.125, "low": 0.043, "high": 0.31},
     }
-    return {"items": 24, "correct": 3, "unparsed": unparsed, "letters": {"A": 1, "B": 23 - unparsed}} | shares
+    named = {"protocol": "bbbbbbbbbbbb", "protocol_name": "generated", "uncontaminated": None}
+    return {"items": 24, "correct": 3, "unparsed": unparsed, "letters": {"A": 1, "B": 23 - unparsed}} | shares | named
 
 
 def trial(variant: str, seed: int | None, name: str) -> dict[str, Any]:
@@ -73,7 +80,7 @@ def trial(variant: str, seed: int | None, name: str) -> dict[str, Any]:
         "variant": variant,
         "seed": seed,
         "perplexity": {source: {"value": value + shift, "documents": 82, "targets": 9918} for source, value in perplexity},
-        "exams": {EXAM: exam | {"written": written(4 if variant == "instructed" else 20)}},
+        "exams": {EXAM: exam | {"written": written(4 if variant == "instructed" else 20)} | PROTOCOL},
         "probes": {kind: {"trained": {"items": 40, "correct": 12}, "twins": {"items": 40, "correct": 10}} for kind in KINDS},
     }
 
@@ -274,24 +281,48 @@ def test_table_of_variants_has_every_number(report: Report, html: str) -> None:
     rows = {row[0].removesuffix(" (winner)"): row[1:] for row in tables(html)["Scores"][1:]}
     assert list(rows) == [trial["name"] for trial in report.results["trials"]]
     for trial in report.results["trials"]:
-        exam = trial["exams"][EXAM]
         spent = report.spent.get(trial["name"], Spent(0, 0.0))
         assert rows[trial["name"]] == [
             *(f"{trial['perplexity'][source]['value']:.2f}" for source in SOURCES),
-            f"{100 * exam['accuracy']:.1f}% [{100 * exam['low']:.1f}, {100 * exam['high']:.1f}]",
-            "200",
-            f"{100 * exam['written']['unparsed'] / 24:.0f}% of 24",
             f"{spent.trained_tokens:,}",
             f"{spent.minutes:.1f}",
         ]
 
 
-def test_table_of_written_answers_has_both_shares_of_every_trial(report: Report, html: str) -> None:
+def test_table_of_exams_has_a_line_for_each_protocol_of_every_trial(report: Report, html: str) -> None:
     rows = tables(html)["Exams"][1:]
+    names = [trial["name"] for trial in report.results["trials"]]
+    assert rows.pop(0) == [f"{EXAM}, letters aaaaaaaaaaaa"] and rows.pop(len(names)) == [f"{EXAM}, generated bbbbbbbbbbbb"]
+    assert [row[0] for row in rows] == [*names, *names]
+    for trial, chosen, said in zip(report.results["trials"], rows, rows[len(names) :], strict=False):
+        exam = trial["exams"][EXAM]
+        shown = f"{100 * exam['accuracy']:.1f}% [{100 * exam['low']:.1f}, {100 * exam['high']:.1f}]"
+        assert chosen[1:] == ["200", shown, "199", "24.0% [18.6, 30.4]", "-"]
+        assert said[1:] == [
+            "24",
+            "12.5% [4.3, 31.0]",
+            "-",
+            "-",
+            f"{100 * exam['written']['unparsed'] / 24:.0f}% of 24",
+        ]
+
+
+def test_what_others_have_printed_is_marked_as_theirs_with_its_protocol_and_its_slip() -> None:
+    assert "Published" not in tables(page_of(7))
+    html = render(replace(sample(), published=tuple(map(tuple, table_rows()))))
+    rows = tables(html)["Published"]
+    assert len(rows) == 1 + len(PMC_LLAMA) + len(PEERS) and rows[0][0] == "model (theirs)"
+    assert ["PMC-LLaMA 13B", "56.36", "56.04", "77.90", "63.43", "64.43", "zero-shot, generated", "PMC-LLaMA, Table 2"] in rows
+    assert "Published by others (theirs, not measured here)" in text_of(html) and "prints 64.43" in text_of(html)
+    order = [found for found in ("Exams: accuracy", "Published by others") if found in html]
+    assert order == ["Exams: accuracy", "Published by others"] and html.index(order[0]) < html.index(order[1])
+
+
+def test_table_of_written_answers_has_the_share_that_can_be_read(report: Report, html: str) -> None:
+    rows = tables(html)["Answers"][1:]
     assert [row[:3] for row in rows] == [[trial["name"], EXAM, "24"] for trial in report.results["trials"]]
     assert {row[0]: row[3] for row in rows}["base"] == "16.7% [8.3, 100.0]"
-    assert {row[4] for row in rows} == {"12.5% [4.3, 31.0]"}
-    assert {row[0]: row[5] for row in rows}["base"] == "B, 3 of 4"
+    assert {row[0]: row[4] for row in rows}["base"] == "B, 3 of 4"
 
 
 def test_every_effect_is_in_its_table_and_its_figure(report: Report, html: str) -> None:
@@ -464,6 +495,7 @@ KEPT = {
     "seeds", "change", "p", "gained", "lost", "by_seed", "word", "kind", "already_knew", "learned", "generalised", "likelihood", "specific",
     "passed", "winner", "winner_trial", "reason", "helped", "hurt", "cannot tell", "p_adjusted", "needs", "effect", "family", "method",
     "comparisons", "level", "power", "retention", "margin", "kept", "forgot", "candidates", "trial",
+    "protocol", "protocol_name", "uncontaminated",
 }  # fmt: skip
 
 
@@ -581,7 +613,6 @@ def test_a_loss_or_a_gain_that_is_not_a_number_leaves_a_gap() -> None:
     ("shown", "expected"),
     [
         (page.perplexity(29.561), "29.56"),
-        (page.accuracy({"accuracy": 0.255, "low": 0.199, "high": 0.32}), "25.5% [19.9, 32.0]"),
         (page.change({"measure": "perplexity", "change": -0.043}), "-4.3%"),
         (page.interval({"measure": "perplexity", "low": -0.064, "high": -0.021}), "[-6.4%, -2.1%]"),
         (page.points({"change": 0.015, "low": -0.03, "high": 0.06}), "+1.5 pts [-3.0, +6.0]"),
@@ -592,8 +623,6 @@ def test_a_loss_or_a_gain_that_is_not_a_number_leaves_a_gap() -> None:
         (page.p_value(0.0004), "<0.001"),
         (page.p_value(0.109375), "0.11"),
         (page.p_value(0.0123), "0.012"),
-        (page.unparsed({"items": 24, "correct": 3, "unparsed": 20}), "83% of 24"),
-        (page.unparsed(None), "-"),
     ],
 )
 def test_formats(shown: str, expected: str) -> None:

@@ -183,7 +183,8 @@ def test_the_card_says_what_was_measured_what_it_learned_from_and_what_it_is_not
     text = card(one, checks(one)).replace("\\", "")
     assert text.startswith("---\n") and "**Not for clinical use.**" in text and "## Intended use" in text
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
-    assert ["clinical", "60", "33.3%", "[22.7, 45.9]", "6 of 8", "-"] in rows
+    assert ["clinical", "letters", "-", "60", "33.3% [22.7, 45.9]", "59", "32.2% [21.7, 44.9]", "-"] in rows
+    assert ["clinical", "generated", "-", "8", "12.5% [2.2, 47.1]", "7", "0.0% [0.0, 35.4]", "75% of 8"] in rows
     assert ["papers", "cc-by", "34"] in rows and ["school", "mit", "55"] in rows
     assert any(row[:2] == ["perplexity", "papers"] and row[-1] == "helped" for row in rows)
     ledger = next(file.sha256 for file in one.checkpoint.files if file.path == "ledger.json")

@@ -43,7 +43,7 @@ def test_no_answer_or_every_answer_still_has_an_interval(chosen: int | None, par
 def test_the_table_has_a_line_for_each_trial_and_exam_with_written_answers() -> None:
     some = written_scores(answers(*[("e", 0, True)] * 3, ("e", None, False)), 0.95)
     trials = [{"name": "base", "exams": {"e": {"written": some}, "f": {"written": None}}}, {"name": "tuned", "exams": {}}]
-    assert written_rows(trials) == [HEADINGS, ["base", "e", "4", "75.0% [30.1, 95.4]", "75.0% [30.1, 95.4]", "A, 3 of 3"]]
+    assert written_rows(trials) == [HEADINGS, ["base", "e", "4", "75.0% [30.1, 95.4]", "A, 3 of 3"]]
 
 
 def test_the_share_that_can_be_read_is_told_for_each_exam() -> None:

@@ -8,7 +8,7 @@ tuning adds. Everything that a user reads comes from this one file, so no two nu
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,7 +16,8 @@ import numpy as np
 import pyarrow as pa
 
 from medschool import storage
-from medschool.ablate.chance import Sampling, Shift, wilson
+from medschool.ablate.chance import Sampling, Shift
+from medschool.ablate.exam_scores import exam_scores
 from medschool.ablate.family import family, judged
 from medschool.ablate.gate import gate_result
 from medschool.ablate.probes import probe_counts, probe_effects
@@ -34,10 +35,13 @@ from medschool.ablate.verdict import (
 from medschool.ablate.written import written_scores
 from medschool.artifact import Artifact, Output, write_file
 from medschool.errors import StageError
+from medschool.evaluate.protocol import GENERATED, THOUGHT, protocol_name
 from medschool.recipe import Recipe
 from medschool.recipe.schema import Gate
 
 VERDICT = "verdict.json"
+Protocols = tuple[str | None, str | None]
+"""Hashes of the scores of an exam and of its answers in words; None where the scores name none."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,16 @@ class Scored:
     """(id, kind, seed, answer, chosen, correct, log_prob, tokens); `seed` is null for a twin."""
 
 
-def make_verdict(recipe: Recipe, trials: list[Scored], prefix_uri: str, contamination: Sequence[dict[str, Any]] = ()) -> Output:
-    """Write verdict.json below `prefix_uri`; the gate's result as facts. contamination: of medschool.ablate.contamination.
+def make_verdict(
+    recipe: Recipe,
+    trials: list[Scored],
+    prefix_uri: str,
+    contamination: Sequence[dict[str, Any]] = (),
+    in_corpus: Mapping[str, Collection[str]] | None = None,
+) -> Output:
+    """Write verdict.json below `prefix_uri`; the gate's result as facts.
+
+    contamination, in_corpus: of medschool.ablate.contamination, the entries and the ids of each exam's items that were found.
 
     Raises StageError when a score is not finite, or the trials of a comparison have other seeds, documents, items or probes.
     """
@@ -67,7 +79,7 @@ def make_verdict(recipe: Recipe, trials: list[Scored], prefix_uri: str, contamin
     how = Sampling(spec.bootstrap_resamples, spec.confidence, recipe.seed)
     for trial in trials:
         _check_finite(trial)
-    protocols = {exam: _protocol(trials, exam) for exam in recipe.exams}
+    protocols = {exam: _protocols(trials, exam) for exam in recipe.exams}
     pairs = {(name, other): paired_trials(trials, name, other) for name, other in comparisons(recipe)}
     shifts = _shifts(recipe, trials)
     effects = judged([one for names, sides in pairs.items() for one in _effects(recipe, *names, sides, how, shifts)], spec)
@@ -78,7 +90,7 @@ def make_verdict(recipe: Recipe, trials: list[Scored], prefix_uri: str, contamin
         for found in probe_effects(*names, {seed: (a.probes, b.probes) for seed, (a, b) in sides.items()}, how)
         if found["kind"].split("/", 1)[1] not in recipe.variants[names[1]].pretrained_on  # else both have read these facts
     ]
-    scores = [_trial(recipe, trial, protocols) for trial in trials]
+    scores = [_trial(recipe, trial, protocols, in_corpus or {}) for trial in trials]
     gate = gate_result(recipe.gate, effects, retention, scores)
     verdict = {
         "confidence": spec.confidence,
@@ -107,12 +119,16 @@ def _check_finite(trial: Scored) -> None:
             raise StageError(problem, "lower this variant's learning rate, or leave the variant out", f"trial {trial.name}")
 
 
-def _protocol(trials: Sequence[Scored], exam: str) -> str | None:
+def _protocols(trials: Sequence[Scored], exam: str) -> Protocols:
+    return _protocol([(t.name, t.answers) for t in trials], exam), _protocol([(t.name, t.written) for t in trials], exam)
+
+
+def _protocol(tables: Sequence[tuple[str, pa.Table]], exam: str) -> str | None:
     """Hash of the protocol that all trials sat this exam under; None where the scores name none. Raises StageError for two."""
     known: dict[str, str] = {}
-    for trial in trials:
-        if "protocol" in trial.answers.column_names:
-            known |= dict.fromkeys(only(trial.answers, "exam", exam).column("protocol").unique().to_pylist(), trial.name)
+    for trial, rows in tables:
+        if rows.num_rows and "protocol" in rows.column_names:
+            known |= dict.fromkeys(only(rows, "exam", exam).column("protocol").unique().to_pylist(), trial)
     if len(known) > 1:
         told = " and ".join(f"{hash_} (trial {name})" for hash_, name in known.items())
         raise StageError(f"was sat under different protocols: {told}", "evaluate all trials again under one", f"exam {exam}")
@@ -197,13 +213,15 @@ def _shifts(recipe: Recipe, trials: Sequence[Scored]) -> dict[str, Shift | None]
 # ---- scores of one trial ------------------------------------------------------------------------------------------------------
 
 
-def _trial(recipe: Recipe, trial: Scored, protocols: dict[str, str | None]) -> dict[str, Any]:
+def _trial(
+    recipe: Recipe, trial: Scored, protocols: Mapping[str, Protocols], in_corpus: Mapping[str, Collection[str]]
+) -> dict[str, Any]:
     return {
         "name": trial.name,
         "variant": trial.variant,
         "seed": trial.seed,
         "perplexity": {source: _perplexity(trial.losses, source) for source in recipe.sources},
-        "exams": {exam: _exam(trial, exam, recipe.evaluate.confidence) | {"protocol": protocols[exam]} for exam in recipe.exams},
+        "exams": {exam: _exam(recipe, trial, exam, protocols[exam], in_corpus.get(exam)) for exam in recipe.exams},
         "probes": probe_counts(trial.probes, trial.seed),
     }
 
@@ -217,17 +235,24 @@ def _perplexity(losses: pa.Table, source: str) -> dict[str, Any]:
     return {"value": float(np.exp(nats / targets)), "documents": rows.num_rows, "targets": targets}
 
 
-def _exam(trial: Scored, exam: str, confidence: float) -> dict[str, Any]:
-    right = only(trial.answers, "exam", exam).column("correct").to_pylist()
-    if not right:
+def _exam(recipe: Recipe, trial: Scored, exam: str, protocols: Protocols, found: Collection[str] | None) -> dict[str, Any]:
+    rows, confidence = only(trial.answers, "exam", exam), recipe.evaluate.confidence
+    if not rows.num_rows:
         raise StageError("no item of this exam was answered", "evaluate again", exam)
-    low, high = wilson(sum(right), len(right), confidence)
-    written = only(trial.written, "exam", exam) if trial.written.num_rows else trial.written
-    return {
-        "items": len(right),
-        "correct": sum(right),
-        "accuracy": sum(right) / len(right),
-        "low": low,
-        "high": high,
-        "written": written_scores(written, confidence) if written.num_rows else None,
+    name = protocol_name(recipe.exams[exam])
+    return exam_scores(rows, found, confidence) | {
+        "written": _written(trial, exam, name, protocols[1], found, confidence),
+        "protocol": protocols[0],
+        "protocol_name": name,
     }
+
+
+def _written(
+    trial: Scored, exam: str, name: str, protocol: str | None, found: Collection[str] | None, confidence: float
+) -> dict[str, Any] | None:
+    """Scores of the answers in words; None without any. Under a chain of thought they are those of the exam."""
+    rows = only(trial.written, "exam", exam) if trial.written.num_rows else trial.written
+    if not rows.num_rows:
+        return None
+    named = {"protocol": protocol, "protocol_name": name if name == THOUGHT else GENERATED}
+    return written_scores(rows, confidence, found) | named

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 from medschool import storage
 from medschool.ablate.compare import read_verdict
+from medschool.ablate.exam_table import published_rows
 from medschool.ablate.gain import gains
 from medschool.ablate.page import Cost, Curve, Mixture, Report
 from medschool.ablate.report import Spent
@@ -40,6 +41,8 @@ def gather(recipe: Recipe, find: Find, planned_tokens: Mapping[str, int | None],
     planned_tokens: of each training stage, as the plan says. made_now: stages that this run did not find finished.
     """
     names, verdict = [stage.name for stage in stages(recipe)], read_verdict(find("verdict"))
+    head, *theirs = published_rows(recipe)
+    published = (tuple(head), *map(tuple, theirs)) if theirs else ()
     return Report(
         recipe_name=recipe.name,
         recipe_yaml=dump(recipe),
@@ -58,6 +61,7 @@ def gather(recipe: Recipe, find: Find, planned_tokens: Mapping[str, int | None],
         versions=versions(),
         spent=spent(recipe, find),
         gains=gains(recipe, verdict, find),
+        published=published,
     )
 
 

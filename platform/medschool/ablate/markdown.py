@@ -8,6 +8,7 @@ The figures are in the page alone. Cells are escaped, so that no name from outsi
 import re
 from collections.abc import Sequence
 
+from medschool.ablate.exam_table import PUBLISHED_NOTE, PUBLISHED_TITLE
 from medschool.ablate.gate import study_word
 from medschool.ablate.page import Report, finite
 from medschool.ablate.report import closing, sections
@@ -24,8 +25,9 @@ def markdown(recipe: Recipe, report: Report) -> str:
         f"**{study_word(verdict)}**. Base model {escaped(report.model_uri)}, made {report.made}, recipe {report.recipe_digest}.",
         *(escaped(text) for text in closing(verdict, report.spent) if text),
     ]
-    for title, rows in [*sections(recipe, verdict, report.spent, report.gains), *_left_out(report)]:
+    for title, rows in [*sections(recipe, verdict, report.spent, report.gains, theirs=True), *_left_out(report)]:
         parts += [f"## {escaped(title)}", "\n".join(table(rows))]
+        parts += [escaped(PUBLISHED_NOTE)] if title == PUBLISHED_TITLE else []
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", report.recipe_yaml)), default=0))
     code = f"Code {report.git_sha}; " if report.git_sha else ""
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())

@@ -23,6 +23,7 @@ from markupsafe import Markup
 
 from medschool.ablate import plots
 from medschool.ablate.compare import main_probes
+from medschool.ablate.exam_table import HEADINGS, PUBLISHED_NOTE, PUBLISHED_TITLE, exam_rows
 from medschool.ablate.gain import Gain
 from medschool.ablate.report import SMALL, Spent
 from medschool.ablate.wording import change_text, gain_text, interval_text, margin_text, needs_text, p_text
@@ -108,6 +109,8 @@ class Report:
     """What the training of each trial took, all phases together; a trained trial that is not in it gets dashes."""
     gains: tuple[Gain, ...] = ()
     """What each told change cost in training, where that is known."""
+    published: tuple[tuple[str, ...], ...] = ()
+    """What others have printed for the recipe's exams, below a header; empty where it sits none of them."""
 
 
 def render(report: Report) -> str:
@@ -118,7 +121,10 @@ def render(report: Report) -> str:
         results=results,
         decisive=_decisive(report.gate, results),
         sources=_names(trial["perplexity"] for trial in results["trials"]),
-        exams=_names(trial["exams"] for trial in results["trials"]),
+        exams=exam_rows(results["trials"])[1:],
+        exam_headings=HEADINGS,
+        published_title=PUBLISHED_TITLE,
+        published_note=PUBLISHED_NOTE,
         written=written_rows(results["trials"]),
         spent={trial["name"]: _spent(trial, report.spent) for trial in results["trials"]},
         most_tokens=max((cost.trained_tokens for cost in report.spent.values()), default=0),
@@ -158,16 +164,6 @@ def count(number: int | None) -> str:
 def perplexity(value: float | None) -> str:
     """`29.56`."""
     return NONE if value is None else f"{value:.2f}"
-
-
-def accuracy(exam: dict[str, Any]) -> str:
-    """`25.5% [19.9, 32.0]`, in per cent of the items."""
-    return f"{100 * exam['accuracy']:.1f}% [{100 * exam['low']:.1f}, {100 * exam['high']:.1f}]"
-
-
-def unparsed(written: dict[str, int] | None) -> str:
-    """`83% of 24`: the share of written answers that name no option."""
-    return f"{written['unparsed'] / written['items']:.0%} of {written['items']:,}" if written and written["items"] else NONE
 
 
 def share(part: float | None) -> str:
@@ -225,7 +221,7 @@ def minutes(number: float | None) -> str:
 
 
 FORMATS: tuple[Callable[..., str], ...] = (
-    count, perplexity, accuracy, unparsed, share, change, interval, points, nats, p_value, minutes, wanting, margin, per_hour,
+    count, perplexity, share, change, interval, points, nats, p_value, minutes, wanting, margin, per_hour,
 )  # fmt: skip
 
 

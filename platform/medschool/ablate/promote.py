@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from medschool.ablate.exam_table import exam_rows
 from medschool.ablate.markdown import escaped
 from medschool.ablate.markdown import table as rows_of
 from medschool.ablate.wording import change_text, interval_text, margin_text, word_text
@@ -169,6 +170,8 @@ def card(one: Candidate, made: Sequence[Check]) -> str:
         "multiple-choice questions and the likelihood of text alone; safety, bias and behaviour in conversation were not.",
         "## Exams",
         "\n".join(rows_of(_exam_rows(one))),
+        f"Intervals are of {100 * one.verdict['confidence']:g}%. Clean items are those that no document of the corpus "
+        "holds. A hash stands for all that decides a score beside the model: compare scores with the same hash alone.",
         "## What the training changed",
         f"Against {escaped(gate.control)}, which trained as long on other text. Words are corrected for all "
         f"{one.verdict['family']['comparisons']} comparisons of the study.",
@@ -188,16 +191,8 @@ def card(one: Candidate, made: Sequence[Check]) -> str:
 
 
 def _exam_rows(one: Candidate) -> list[list[str]]:
-    level = f"{100 * one.verdict['confidence']:g}%"
-    rows = [["exam", "items", "accuracy", f"{level} interval", "answers unparsed", "protocol"]]
-    for name, exam in one.scores["exams"].items():
-        written = exam["written"]
-        unparsed = f"{written['unparsed']:,} of {written['items']:,}" if written else "-"
-        interval = f"[{100 * exam['low']:.1f}, {100 * exam['high']:.1f}]"
-        rows.append(
-            [name, f"{exam['items']:,}", f"{100 * exam['accuracy']:.1f}%", interval, unparsed, exam.get("protocol") or "-"]
-        )
-    return rows
+    """As in the report, without the variant: the card is of one."""
+    return [row[1:] for row in exam_rows([one.scores])]
 
 
 def _change_rows(one: Candidate) -> list[list[str]]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from medschool.ablate.compare import main_probes
+from medschool.ablate.exam_table import PUBLISHED_TITLE, exam_rows, published_rows
 from medschool.ablate.gain import Gain
 from medschool.ablate.wording import change_text, gain_text, interval_text, margin_text, p_text
 from medschool.ablate.written import written_rows
@@ -40,14 +41,18 @@ def table(recipe: Recipe, verdict: dict[str, Any], spent: Mapping[str, Spent], g
 
 
 def sections(
-    recipe: Recipe, verdict: dict[str, Any], spent: Mapping[str, Spent], gains: Sequence[Gain]
+    recipe: Recipe, verdict: dict[str, Any], spent: Mapping[str, Spent], gains: Sequence[Gain], theirs: bool = False
 ) -> list[tuple[str, list[list[str]]]]:
-    """(title, rows with a header) of every table that has more than its header: the others the recipe does not ask for."""
+    """(title, rows with a header) of every table that has more than its header: the others the recipe does not ask for.
+
+    theirs: with what others have published for the recipe's exams, below our own.
+    """
     level, probes = f"{100 * verdict['confidence']:.0f}%", main_probes(recipe.gate, verdict["probes"])
     found = {
         "Held-out perplexity (lower is better)": _perplexities(recipe, verdict["trials"], spent),
-        f"Exams, accuracy with {level} interval (higher is better)": _exams(verdict["trials"]),
-        f"Exams answered in words, shares of all items with {level} interval": written_rows(verdict["trials"]),
+        f"Exams, accuracy with {level} interval (higher is better)": exam_rows(verdict["trials"]),
+        PUBLISHED_TITLE: published_rows(recipe) if theirs else [],
+        f"Exams answered in words, share that can be read with {level} interval": written_rows(verdict["trials"]),
         f"Changes on the same documents and items, {level} interval, decided by the p adjusted for all of them (Holm)": _effects(
             verdict["effects"]
         ),
@@ -76,6 +81,8 @@ def notes(verdict: dict[str, Any]) -> list[str]:
     """What a reader of the words must know: the family, what `needs` means, and what one seed cannot tell."""
     effects, family = verdict["effects"], verdict["family"]
     said = []
+    if any(exam.get("uncontaminated") for trial in verdict["trials"] for exam in trial["exams"].values()):
+        said += ["Clean items are those that no document of the corpus holds."]
     if effects:
         said += [
             f"Words: {family['comparisons']} comparisons, at most {100 * family['level']:g}% chance that any word is wrong. "
@@ -94,17 +101,6 @@ def _perplexities(recipe: Recipe, trials: list[dict[str, Any]], spent: Mapping[s
         cost = spent.get(trial["name"], Spent(0, 0.0) if trial["seed"] is None else None)
         values = [f"{trial['perplexity'][source]['value']:.2f}" for source in recipe.sources]
         rows.append([trial["name"], *values, *([f"{cost.trained_tokens:,}", f"{cost.minutes:.1f}"] if cost else ["-", "-"])])
-    return rows
-
-
-def _exams(trials: list[dict[str, Any]]) -> list[list[str]]:
-    rows = [["variant", "exam", "items", "accuracy", "written answers unparsed"]]
-    for trial in trials:
-        for name, exam in trial["exams"].items():
-            written = exam["written"]
-            unparsed = f"{written['unparsed'] / written['items']:.0%} of {written['items']:,}" if written else "-"
-            accuracy = f"{100 * exam['accuracy']:.1f}% [{100 * exam['low']:.1f}, {100 * exam['high']:.1f}]"
-            rows.append([trial["name"], name, f"{exam['items']:,}", accuracy, unparsed])
     return rows
 
 

@@ -8,7 +8,7 @@ Price: reading the scores, then some 0.2 s for each comparison and exam.
 
 from medschool import artifact
 from medschool.ablate.compare import Scored, make_verdict
-from medschool.ablate.contamination import contamination
+from medschool.ablate.contamination import contamination, found_items
 from medschool.artifact import Artifact, Output
 from medschool.errors import StageError
 from medschool.procedure import resolve_all, trials
@@ -27,7 +27,7 @@ def verdict_of(recipe: Recipe, inputs: dict[str, Artifact], prefix_uri: str) -> 
         {role.split("/", 1)[1]: made for role, made in inputs.items() if role.startswith(f"{kind}/")}
         for kind in ("overlap", "withheld")
     )
-    return make_verdict(recipe, scored, prefix_uri, contamination(overlap, withheld))
+    return make_verdict(recipe, scored, prefix_uri, contamination(overlap, withheld), found_items(overlap))
 
 
 def settle(recipe: Recipe, store_uri: str) -> tuple[Artifact, dict[str, Resolved]]:

@@ -3,46 +3,47 @@
     written answers of one exam --written_scores--> entry of the verdict's JSON --written_rows--> table of the report
 
 An answer from which no option can be read counts as wrong: whoever uses the model has no answer then. (The paper's script leaves
-such answers out, which makes a model that rarely answers look better.) So the two shares belong together, and stand beside the
-accuracy by log-probability, which asks for no form and takes every item. How often the commonest letter is named stands there
-too: a model that says B to every question has learned the form and nothing else, and both shares may look well.
+such answers out, which makes a model that rarely answers look better.) So the share that is right stands in the table of the
+exams with the share that cannot be read beside it (medschool.ablate.exam_table), apart from the accuracy by log-probability,
+which asks for no form and takes every item. How often the commonest letter is named stands here: a model that says B to every
+question has learned the form and nothing else, and both shares may look well.
 
 What it does not know: whether a text that names an option means it. The first one that is called correct is taken.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import pyarrow as pa
 
-from medschool.ablate.chance import wilson
+from medschool.ablate.exam_scores import share, without
 from medschool.exams.layout import letter
 
-HEADINGS = ["variant", "exam", "items", "answer can be read", "answer is right", "commonest answer"]
+HEADINGS = ["variant", "exam", "items", "answer can be read", "commonest answer"]
 
 
-def written_scores(rows: pa.Table, confidence: float) -> dict[str, Any]:
+def written_scores(rows: pa.Table, confidence: float, found: Collection[str] | None = None) -> dict[str, Any]:
     """Counts and shares of one exam's written answers, ANSWERS_SCHEMA of medschool.evaluate.answer, at least one.
 
     parse_rate and accuracy are shares of all `items`, each with the interval of Wilson (1927); `letters` counts what is named.
+    found: ids of items that stand in the corpus; `uncontaminated` has the same counts and shares without them, None with None.
     """
     named = Counter(letter(option) for option in rows.column("chosen").drop_null().to_pylist())
+    clean = None if found is None else _counted(without(rows, found), confidence)
+    return _counted(rows, confidence) | {"letters": dict(sorted(named.items())), "uncontaminated": clean}
+
+
+def _counted(rows: pa.Table, confidence: float) -> dict[str, Any]:
     items, unparsed = rows.num_rows, rows.column("chosen").null_count
     correct = sum(rows.column("correct").to_pylist())
     return {
         "items": items,
         "correct": correct,
         "unparsed": unparsed,
-        "parse_rate": _share(items - unparsed, items, confidence),
-        "accuracy": _share(correct, items, confidence),
-        "letters": dict(sorted(named.items())),
+        "parse_rate": share(items - unparsed, items, confidence),
+        "accuracy": share(correct, items, confidence),
     }
-
-
-def _share(part: int, whole: int, confidence: float) -> dict[str, float]:
-    low, high = wilson(part, whole, confidence)
-    return {"value": part / whole, "low": low, "high": high}
 
 
 def written_rows(trials: Sequence[dict[str, Any]]) -> list[list[str]]:
@@ -51,14 +52,7 @@ def written_rows(trials: Sequence[dict[str, Any]]) -> list[list[str]]:
     return [
         HEADINGS,
         *(
-            [
-                trial,
-                name,
-                f"{written['items']:,}",
-                share_text(written["parse_rate"]),
-                share_text(written["accuracy"]),
-                _most(written),
-            ]
+            [trial, name, f"{written['items']:,}", share_text(written["parse_rate"]), _most(written)]
             for trial, name, written in found
             if written
         ),

@@ -1,5 +1,11 @@
 """Answers in words: what a user of the model would read, and how often no letter can be read from it.
 
+    question --the shortest answer that names an option--> `generated`, the protocol of the paper
+    question --reasons, then the option--> `chain_of_thought`
+
+Both ask by an instruction of exams/layout.py, and read the first option that the text calls correct. Under the second the whole
+exam is answered so: `as_scores` makes the table of its scores, in which an answer that cannot be read is wrong.
+
 Decoding is greedy. The model's own generation_config.json is set aside for the time, because `generate` would fill every option
 that is not given from it: sampling, penalties and banned tokens differ between checkpoints, and the exam must not.
 
@@ -14,8 +20,8 @@ import pyarrow as pa
 import torch
 
 from medschool.errors import InputError
-from medschool.evaluate.exams import question_prompt
-from medschool.exams.layout import read_answer
+from medschool.evaluate.exams import EXAM_SCORES_SCHEMA, question_prompt
+from medschool.exams.layout import DIRECT_INSTRUCTIONS, read_answer
 from medschool.instructions.template import ChatTemplate
 from medschool.rows import ExamItem
 
@@ -37,21 +43,44 @@ ANSWERS_SCHEMA = pa.schema(
 
 
 def write_answers(
-    model: Any, template: ChatTemplate, items: Sequence[ExamItem], max_new_tokens: int, protocol: str = ""
+    model: Any,
+    template: ChatTemplate,
+    items: Sequence[ExamItem],
+    max_new_tokens: int,
+    protocol: str = "",
+    instruction: str = DIRECT_INSTRUCTIONS[0],
 ) -> pa.Table:
     """One row an item, in the order of `items`: ANSWERS_SCHEMA. `chosen` is null where no option can be read from the text.
 
+    instruction: what stands before the question; one of RATIONALE_INSTRUCTIONS asks for a chain of thought.
+
     Raises InputError with the id of an item that does not fit into the model's context with its answer.
     """
-    prompts = [question_prompt(item, template) for item in items]
+    prompts = [question_prompt(item, template, instruction) for item in items]
     _check_length(items, prompts, max_new_tokens, model.config.max_position_embeddings)
     rows = []
     for item, text in zip(items, greedy_texts(model, template, prompts, max_new_tokens), strict=True):
-        chosen = read_answer(text, item.options)
-        told = {"exam": item.exam, "id": item.id, "text": text, "protocol": protocol}
-        problem = "" if chosen is not None else "unread" if text.strip() else "empty"
-        rows.append({**told, "chosen": chosen, "correct": chosen == item.answer, "problem": problem})
+        rows.append(judged(item, text) | {"protocol": protocol})
     return pa.Table.from_pylist(rows, ANSWERS_SCHEMA)
+
+
+def judged(item: ExamItem, text: str) -> dict[str, Any]:
+    """What a text says to an item: a row of ANSWERS_SCHEMA without its protocol."""
+    chosen = read_answer(text, item.options)
+    problem = "" if chosen is not None else "unread" if text.strip() else "empty"
+    told = {"exam": item.exam, "id": item.id, "text": text}
+    return {**told, "chosen": chosen, "correct": chosen == item.answer, "problem": problem}
+
+
+def as_scores(written: pa.Table, items: Sequence[ExamItem]) -> pa.Table:
+    """Written answers, ANSWERS_SCHEMA, as scores, EXAM_SCORES_SCHEMA without log-probabilities. items: of that exam."""
+    keys = {item.id: item.answer for item in items}
+    rows = [
+        {key: row[key] for key in ("exam", "id", "chosen", "correct", "protocol")}
+        | {"answer": keys[row["id"]], "chosen_norm": row["chosen"], "log_probs": [], "cut_tokens": 0}
+        for row in written.to_pylist()
+    ]
+    return pa.Table.from_pylist(rows, EXAM_SCORES_SCHEMA)
 
 
 def _check_length(items: Sequence[ExamItem], prompts: Sequence[list[int]], max_new_tokens: int, context: int) -> None:
@@ -59,7 +88,7 @@ def _check_length(items: Sequence[ExamItem], prompts: Sequence[list[int]], max_n
         if len(prompt) + max_new_tokens > context:
             raise InputError(
                 f"{len(prompt)} tokens and {max_new_tokens} of its answer, the model's context is {context}",
-                "leave the item out of the exam's file, lower evaluate.answer_tokens, or take a model with a longer context",
+                "leave the item out of the exam's file, lower evaluate.answer_tokens or thought_tokens, or take another model",
                 f"{item.exam} {item.id}",
             )
 

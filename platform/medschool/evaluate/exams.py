@@ -9,7 +9,7 @@ nothing depends on how it likes to phrase an answer; medschool.evaluate.answer m
 Logits of a bf16 model have 8 significant bits, so two letters may tie exactly. A tie is broken by a hash of the item and the
 letter: the same for every model, and in favour of no letter.
 
-The other protocol, `lm_eval`, is medschool.evaluate.harness; both make the same table.
+The protocol `lm_eval` is medschool.evaluate.harness, `chain_of_thought` medschool.evaluate.answer; all make the same table.
 """
 
 from collections.abc import Sequence
@@ -40,12 +40,13 @@ EXAM_SCORES_SCHEMA = pa.schema(
     ]
 )
 """`chosen_norm`: by the log-probability a character, as lm-evaluation-harness's `acc_norm`; of letters the same as `chosen`.
-`cut_tokens`: what a prompt that was too long lost. `protocol`: hash of medschool.evaluate.protocol."""
+Both are null where an answer in words cannot be read, and such answers have no `log_probs`. `cut_tokens`: what a prompt
+that was too long lost. `protocol`: hash of medschool.evaluate.protocol."""
 
 
-def question_prompt(item: ExamItem, template: ChatTemplate) -> list[int]:
+def question_prompt(item: ExamItem, template: ChatTemplate, instruction: str = DIRECT_INSTRUCTIONS[0]) -> list[int]:
     """The question as a conversation, with the assistant's turn opened. Raises InputError when the template refuses it."""
-    return template.prompt([Message("user", user_text(item, DIRECT_INSTRUCTIONS[0]))])
+    return template.prompt([Message("user", user_text(item, instruction))])
 
 
 def exam_choices(items: Sequence[ExamItem], template: ChatTemplate) -> list[Choice]:

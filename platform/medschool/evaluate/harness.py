@@ -32,6 +32,17 @@ Encode = Callable[[str], list[int]]
 
 
 @dataclass(frozen=True)
+class Asked:
+    """One item as token ids."""
+
+    item: ExamItem
+    choices: tuple[Choice, ...]
+    """One of all endings where their contexts are the same, else one of each ending."""
+    cut_tokens: int
+    """Tokens that the left of the context lost to fit, at most over the endings."""
+
+
+@dataclass(frozen=True)
 class Scored:
     """One item under this protocol."""
 
@@ -67,18 +78,26 @@ def score_items(
 
     Raises InputError with the id of an item that has no layout of the harness, or whose endings the tokenizer cannot tell apart.
     """
-    pairs = [_pairs(item, encode, shots_of(item, shots, shot_count)) for item in items]
-    most = int(model.config.max_position_embeddings)
-    cut = [max(max(0, len(before) + len(ending) - (most + 1)) for before, ending in found) for found in pairs]
-    choices = [_choices(found, most) for found in pairs]
-    scores = choice_log_probs(model, [choice for found in choices for choice in found])
-    scored, at = [], 0
-    for item, cut_tokens, found in zip(items, cut, choices, strict=True):
-        log_probs = [score for part in scores[at : at + len(found)] for score in part]
-        at += len(found)
-        by_character = [score / len(ending) for score, ending in zip(log_probs, endings(item), strict=True)]
-        scored.append(Scored(tuple(log_probs), cut_tokens, _first_best(log_probs), _first_best(by_character)))
-    return scored
+    rows = [asked(item, encode, shots_of(item, shots, shot_count), int(model.config.max_position_embeddings)) for item in items]
+    scores = choice_log_probs(model, [choice for row in rows for choice in row.choices])
+    found, at = [], 0
+    for row in rows:
+        found.append(scored(row, [score for part in scores[at : at + len(row.choices)] for score in part]))
+        at += len(row.choices)
+    return found
+
+
+def asked(item: ExamItem, encode: Encode, shots: Sequence[ExamItem], most: int) -> Asked:
+    """An item behind its worked questions, cut so that at most `most` tokens stand before the last. Raises InputError."""
+    pairs = _pairs(item, encode, shots)
+    cut = max(max(0, len(before) + len(ending) - (most + 1)) for before, ending in pairs)
+    return Asked(item, tuple(_choices(pairs, most)), cut)
+
+
+def scored(row: Asked, log_probs: Sequence[float]) -> Scored:
+    """What the log-probabilities of its endings, in nats, say of an item."""
+    by_character = [score / len(ending) for score, ending in zip(log_probs, endings(row.item), strict=True)]
+    return Scored(tuple(log_probs), row.cut_tokens, _first_best(log_probs), _first_best(by_character))
 
 
 def encode_pair(encode: Encode, before: str, ending: str) -> tuple[list[int], list[int]]:

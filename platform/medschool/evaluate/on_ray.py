@@ -5,7 +5,7 @@
 Every task says what it is; a scorer takes whichever comes next, longest first, so that none waits for another at the end.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
@@ -19,12 +19,13 @@ import ray
 from medschool import storage
 from medschool.artifact import Artifact, Output, local_copy, write_parquet
 from medschool.evaluate.alongside import Alongside
-from medschool.evaluate.answer import ANSWERS_SCHEMA, parse_rates, write_answers
+from medschool.evaluate.answer import ANSWERS_SCHEMA, as_scores, parse_rates, write_answers
 from medschool.evaluate.exams import EXAM_SCORES_SCHEMA, score_as_harness, score_exam
 from medschool.evaluate.harness import Encode, harness_encoder
 from medschool.evaluate.perplexity import LOSSES_SCHEMA, document_losses
 from medschool.evaluate.probes import PROBE_SCORES_SCHEMA, Piece, make_probes, score_probes
-from medschool.evaluate.protocol import Sitting, hashes, sitting
+from medschool.evaluate.protocol import THOUGHT, Sitting, hashes, sitting
+from medschool.exams.layout import RATIONALE_INSTRUCTIONS
 from medschool.exams.make import items_of, read_items, read_shots
 from medschool.instructions.template import ChatTemplate, template_of
 from medschool.procedure import phase_sources, probed_variant
@@ -70,13 +71,7 @@ def make_scores(recipe: Recipe, checkpoint: Artifact, examined: Examined, prefix
         compute=ray.data.ActorPoolStrategy(size=min(recipe.cluster.score_workers, len(tasks))),
         num_cpus=1,
     )
-    found: dict[str, list[pa.Table]] = {name: [schema.empty_table()] for name, schema in TABLES.items()}
-    for task in scored.take_all():
-        found[task["table"]].append(pa.ipc.open_stream(task["rows"]).read_all())
-    tables = {
-        name: pa.concat_tables(parts).sort_by([(key, "ascending") for key in ORDER_OF_ROWS[name]])
-        for name, parts in found.items()
-    }
+    tables = _tables(recipe, examined, scored.take_all())
     files = tuple(write_parquet(prefix_uri, f"{name}.parquet", rows) for name, rows in tables.items())
     facts = {
         "perplexity": perplexities(tables["losses"]),
@@ -86,6 +81,18 @@ def make_scores(recipe: Recipe, checkpoint: Artifact, examined: Examined, prefix
         "cut_prompts": cut_prompts(tables["answers"]),
     }
     return Output(files, facts)
+
+
+def _tables(recipe: Recipe, examined: Examined, done: Iterable[dict[str, Any]]) -> dict[str, pa.Table]:
+    """The tables of TABLES from what the scorers gave for each task."""
+    found: dict[str, list[pa.Table]] = {name: [schema.empty_table()] for name, schema in TABLES.items()}
+    for task in done:
+        found[task["table"]].append(pa.ipc.open_stream(task["rows"]).read_all())
+    found["answers"] += _thought_scores(recipe, examined, pa.concat_tables(found["written"]))
+    return {
+        name: pa.concat_tables(parts).sort_by([(key, "ascending") for key in ORDER_OF_ROWS[name]])
+        for name, parts in found.items()
+    }
 
 
 def _tasks(recipe: Recipe, examined: Examined) -> list[tuple[str, list[Any]]]:
@@ -101,9 +108,11 @@ def _tasks(recipe: Recipe, examined: Examined) -> list[tuple[str, list[Any]]]:
         for name, artifact in examined.exams.items()
     }
     probes = storage.read_parquet(examined.probes.uri(PROBES)).to_pylist() if examined.probes else []
+    spoken = {name: None if _is_thought(recipe, name) else exam.generated_items for name, exam in recipe.exams.items()}
+    chosen = [rows for name, rows in items.items() if not _is_thought(recipe, name)]
     work = {
-        "written": [item for name, rows in items.items() for item in rows[: recipe.exams[name].generated_items]],
-        "answers": [item for rows in items.values() for item in sorted(rows, key=lambda item: -len(item["question"]))],
+        "written": [item for name, rows in items.items() for item in rows[: spoken[name]]],
+        "answers": [item for rows in chosen for item in sorted(rows, key=lambda item: -len(item["question"]))],
         "losses": documents,
         "probes": probes,
     }
@@ -111,6 +120,20 @@ def _tasks(recipe: Recipe, examined: Examined) -> list[tuple[str, list[Any]]]:
         (name, rows[first : first + TASK_ITEMS[name]])
         for name, rows in work.items()
         for first in range(0, len(rows), TASK_ITEMS[name])
+    ]
+
+
+def _is_thought(recipe: Recipe, exam: str) -> bool:
+    """Whether all items of an exam are answered in words, and that is its score."""
+    return recipe.exams[exam].protocol == THOUGHT
+
+
+def _thought_scores(recipe: Recipe, examined: Examined, written: pa.Table) -> list[pa.Table]:
+    """Scores of the exams that are sat by a chain of thought, from their answers."""
+    return [
+        as_scores(written.filter(pc.equal(written.column("exam"), name)), read_items(artifact))
+        for name, artifact in examined.exams.items()
+        if _is_thought(recipe, name)
     ]
 
 
@@ -168,7 +191,11 @@ class _Scorer:
         return pa.concat_tables(self._spoken(name, items) for name, items in _by_exam(rows))
 
     def _spoken(self, name: str, items: list[ExamItem]) -> pa.Table:
-        protocol = self._sittings[name].written(self._conversation, self._answer_tokens).hash
+        how = self._sittings[name]
+        if how.thought_tokens is not None:
+            protocol, asked = how.protocol(self._conversation).hash, RATIONALE_INSTRUCTIONS[0]
+            return write_answers(self._model, self._template, items, how.thought_tokens, protocol, asked)
+        protocol = how.written(self._conversation, self._answer_tokens).hash
         return write_answers(self._model, self._template, items, self._answer_tokens, protocol)
 
     def _probes(self, rows: Sequence[dict[str, Any]]) -> pa.Table:

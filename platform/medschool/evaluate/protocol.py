@@ -18,14 +18,27 @@ import pyarrow as pa
 
 from medschool.artifact import digest_of
 from medschool.exams.harness import MMLU, PUBMEDQA, context, endings, medmcqa_asked, medqa_asked, mmlu_asked, pubmedqa_asked
-from medschool.exams.layout import ANSWER_STEM, DECISIONS, DIRECT_INSTRUCTIONS, answer_pattern, letter, user_text
+from medschool.exams.layout import (
+    ANSWER_STEM,
+    DECISIONS,
+    DIRECT_INSTRUCTIONS,
+    RATIONALE_INSTRUCTIONS,
+    answer_pattern,
+    letter,
+    user_text,
+)
 from medschool.exams.make import revision
 from medschool.recipe.schema import Exam
 from medschool.rows import ExamItem
 
+GENERATED = "generated"
+"""The name of the paper's protocol, by which an answer in words is asked for and read (evaluate.answer)."""
+THOUGHT = "chain_of_thought"
+
 _QUESTION, _OPTIONS = " Which  one?", ("a  b", " c", "d", "e ")
 _SPECIMEN = ExamItem("s:1", "exam", "a subject", "Which one?", ("a", "b", "c", "d"), 2, "", "", "Read this.")
 _PUT = user_text(_SPECIMEN, DIRECT_INSTRUCTIONS[0])
+_THOUGHT_ABOUT = user_text(_SPECIMEN, RATIONALE_INSTRUCTIONS[0])
 _ASKED = {
     "mmlu": mmlu_asked(_QUESTION, _OPTIONS),
     "medqa": medqa_asked(_QUESTION, _OPTIONS),
@@ -60,7 +73,7 @@ class Protocol:
 class Sitting:
     """How one exam of a recipe is sat."""
 
-    kind: Literal["letters", "lm_eval"]
+    kind: Literal["letters", "lm_eval", "chain_of_thought"]
     revision: str
     """Of the items that are asked."""
     written_revision: str
@@ -69,13 +82,17 @@ class Sitting:
     """Layouts of lm-evaluation-harness among them."""
     shots: tuple[ExamItem, ...]
     shot_count: int
+    thought_tokens: int | None = None
+    """Longest answer of a chain of thought, in tokens."""
 
     def protocol(self, template: str) -> Protocol:
-        """Of the option that is chosen by its probability. `template`: the Jinja text of a conversation."""
+        """Of the score. `template`: the Jinja text of a conversation."""
         if self.kind == "letters":
             stems = "".join(f"\n{ANSWER_STEM} {letter(index)}" for index in range(4))
             extraction, policy = "highest log-probability; of equal ones by a hash", "an item longer than the context is refused"
             return Protocol(f"{template}\n{_PUT}{stems}", "", extraction, policy, self.revision)
+        if self.thought_tokens is not None:
+            return _spoken(f"{template}\n{_THOUGHT_ABOUT}", self.thought_tokens, self.revision)
         return Protocol(
             prompt="\n".join(_laid_out(task) for task in self.tasks if task in _ASKED),
             shots=f"{self.shot_count} of {revision(self.shots)}" if self.shot_count else "",
@@ -86,15 +103,25 @@ class Sitting:
 
     def written(self, template: str, answer_tokens: int) -> Protocol:
         """Of answers in words (evaluate.answer)."""
-        extraction = f"{answer_pattern(4)}; of yes, no and maybe also the word it begins with"
-        policy = f"greedy, at most {answer_tokens} tokens; an answer that cannot be read is wrong"
-        return Protocol(f"{template}\n{_PUT}", "", extraction, policy, self.written_revision)
+        return _spoken(f"{template}\n{_PUT}", answer_tokens, self.written_revision)
 
 
 def sitting(spec: Exam, items: Sequence[ExamItem], shots: Sequence[ExamItem]) -> Sitting:
     """How an exam is sat with these items, in this order, and these worked questions."""
     tasks, count = tuple(sorted({item.task for item in items})), spec.shots.count if spec.shots else 0
-    return Sitting(spec.protocol, revision(items), revision(items[: spec.generated_items]), tasks, tuple(shots), count)
+    written = revision(items[: spec.generated_items])
+    return Sitting(spec.protocol, revision(items), written, tasks, tuple(shots), count, spec.thought_tokens)
+
+
+def protocol_name(spec: Exam) -> str:
+    """How people call the protocol of an exam: `letters`, `lm_eval, 3 worked`, `chain_of_thought`."""
+    return f"{spec.protocol}, {spec.shots.count} worked" if spec.shots else spec.protocol
+
+
+def _spoken(prompt: str, most_tokens: int, items: str) -> Protocol:
+    extraction = f"{answer_pattern(4)}; of yes, no and maybe also the word it begins with"
+    policy = f"greedy, at most {most_tokens} tokens; an answer that cannot be read is wrong"
+    return Protocol(prompt, "", extraction, policy, items)
 
 
 def _laid_out(task: str) -> str:

@@ -299,8 +299,11 @@ class Exam(Section):
     """File of the ids to keep, by which PubMedQA publishes its official 500: `test_ground_truth.json`, or one id a line."""
     published: str | None = None
     """The published exam that the files hold, a name of medschool.exams.published: another size is refused."""
-    protocol: Literal["letters", "lm_eval"] = "letters"
-    """How an option is chosen: `letters`, by its letter as an answer in a conversation; `lm_eval`, as that harness does."""
+    protocol: Literal["letters", "lm_eval", "chain_of_thought"] = "letters"
+    """How an option is chosen: `letters`, by its letter as an answer in a conversation; `lm_eval`, as that harness does;
+    `chain_of_thought`, by what the model writes after reasons of its own."""
+    thought_tokens: Positive | None = None
+    """Longest answer with its reasons, in tokens, under `chain_of_thought` alone; the paper's script allows any answer 1,000."""
     shots: Shots | None = None
     """Worked questions, under the protocol `lm_eval` alone; none when left out."""
     items: Positive | None = None
@@ -619,6 +622,10 @@ class Recipe(Section):
         for name, exam in self.exams.items():
             if exam.shots is not None and exam.protocol != "lm_eval":
                 raise ValueError(f"exams.{name}.shots: only the protocol `lm_eval` has worked questions; set protocol: lm_eval")
+            if (exam.thought_tokens is not None) != (exam.protocol == "chain_of_thought"):
+                raise ValueError(f"exams.{name}.thought_tokens: belongs to protocol: chain_of_thought; give both, or neither")
+            if exam.protocol == "chain_of_thought" and exam.generated_items:
+                raise ValueError(f"exams.{name}.generated_items: a chain of thought is in words for every item; leave it out")
             if exam.items is not None and exam.generated_items > exam.items:
                 raise ValueError(f"exams.{name}.generated_items: is {exam.generated_items}, the sample has {exam.items} items")
         if self.serve is not None and self.gate is None:
