@@ -126,7 +126,7 @@ def test_without_configured_keys_nobody_enters() -> None:
     assert send(app, "GET", "/v1/models").status_code == 401
 
 
-def test_only_liveness_is_open() -> None:
+def test_liveness_is_open_and_readiness_is_not() -> None:
     assert send(api(), "GET", "/health/live", headers={}).json() == {"status": "live"}
     assert send(api(), "GET", "/health/ready").json()["version"] == "v-abc"
 

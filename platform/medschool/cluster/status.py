@@ -66,6 +66,7 @@ def next_steps(served: bool) -> list[str]:
         body = '{"model": "medschool", "messages": [{"role": "user", "content": "What does the liver do?"}], "max_tokens": 60}'
         lines += [
             f"chat       {serve_url()}/v1   (OpenAI-compatible; not for clinical use)",
+            f"page       {serve_url()}/     (asks for the key)",
             "",
             "Ask it:",
             f'  curl -s {serve_url()}/v1/chat/completions -H "Authorization: Bearer {key}"'

@@ -68,3 +68,27 @@ def instructions(
     sets = {name: made[f"instructions/{name}"] for name in names}
     found = export_instructions(checked, sets, folder, (lambda _: None) if as_json else print)
     print(json.dumps({name: asdict(one) for name, one in found.items()}, indent=1) if as_json else f"wrote {folder}/README.md")
+
+
+@app.command()
+def preferences(out: Annotated[Path, typer.Argument(metavar="OUT", help="A new file, JSON lines.")]) -> None:
+    """Write the votes of the chat page's blind mode as preference pairs: prompt, chosen, rejected, and who wrote which.
+
+    Example: medschool export preferences preferences.jsonl
+    """
+    from collections import Counter
+
+    from medschool.rows import Dropped
+    from medschool.serve.votes import pairs
+
+    if out.exists():
+        raise RecipeError("it exists already", "name a new file", str(out))
+    found = list(pairs(store_alone()))
+    made = [pair for pair in found if isinstance(pair, dict)]
+    out.write_text("".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in made), encoding="utf-8")
+    left_out = [one for one in found if isinstance(one, Dropped)]
+    counts = sorted(Counter(one.step for one in left_out).items())
+    print(", ".join([f"{out}: {len(made)} pairs", *(f"{count} {step} left out" for step, count in counts)]))
+    for one in left_out:
+        if one.step == "malformed":
+            typer.echo(f"left out {one.uri}: {one.reason}", err=True)

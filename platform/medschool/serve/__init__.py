@@ -5,7 +5,8 @@
                      deadline, proxy (HTTP server)      completions                              audit, metrics, turn
 
 - The *gate* lets in who has a key, as often as the key may ask, with a body that is small and comes in time. Nobody else
-  reaches anything but `/health/live`.
+  reaches anything but `/health/live` and the files of the chat page (`page`), a client like any other; `votes` keeps what a
+  person votes there.
 - The *engine* knows token ids only: `EchoEngine` repeats the prompt (no weights; for tests and load trials), and
   `TransformersEngine` runs a LLaMA-style model with continuous batching over a paged cache of fixed size.
 - The *template* turns messages into token ids with the checkpoint's own chat_template.jinja, so tuning, evaluation and

@@ -21,17 +21,19 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from medschool.serve.faults import ApiError
 from medschool.serve.keys import Key, KeyRing
 from medschool.serve.metrics import Metrics
+from medschool.serve.page import FILES
 from medschool.serve.quota import Quota
 
 MAX_BODY_BYTES = 2**20
-OPEN_PATH = "/health/live"
+OPEN_PATHS = frozenset({"/health/live", *FILES})
+"""What needs no key: liveness, and the page that asks for one."""
 NOTICE = "not for clinical use"
 CALLER = "medschool.caller"
 """Where the scope of a request that was let in holds its Caller."""
 GRACE_S = 5.0
 PATHS = (
     "/v1/models", "/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize", "/tokenizer_info",
-    "/health/live", "/health/ready", "/metrics",
+    "/health/live", "/health/ready", "/metrics", "/v1/votes", *FILES,
 )  # fmt: skip
 """Paths that are counted by name; all others are one, so that clients cannot make labels."""
 logger = logging.getLogger(__name__)
@@ -83,7 +85,7 @@ class Gate:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
         try:
-            if scope["path"] != OPEN_PATH:
+            if _path(scope) not in OPEN_PATHS:
                 key = self._key(Headers(scope=scope))
                 quota = self._quotas.setdefault(key, Quota(key))
                 quota.request()
@@ -139,7 +141,7 @@ class Gate:
 
     def _labelled(self, scope: Scope, send: Send, request_id: str | None) -> Send:
         """`send` that adds our headers and counts the answer. A proxy that set x-request-id answers with it itself."""
-        path = scope["path"] if scope["path"] in PATHS else "other"
+        path = _path(scope) if _path(scope) in PATHS else "other"
 
         async def labelled(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -154,6 +156,12 @@ class Gate:
             await send(message)
 
         return labelled
+
+
+def _path(scope: Scope) -> str:
+    """The path as routes name it: below the prefix that an application is served under (ASGI's `root_path`)."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
 
 
 def _closing(headers: Headers) -> dict[str, str]:

@@ -2,11 +2,13 @@
 
     GET  /v1/models, /v1/models/{id}      POST /v1/chat/completions, /v1/completions
     GET  /tokenizer_info, /metrics        POST /tokenize, /detokenize            GET /health/live (open), /health/ready
+    GET  / (open): the chat page          POST /v1/votes
 
 Every answer runs through one path: request -> prompt tokens -> jobs -> pieces of text (`answers`) -> object or events (`reply`).
 A request that can not be served is refused before any work: bad input 400, prompt too long 400, too many in flight 429. A prompt
 far above the context is refused by its characters, without being encoded. When a client goes away its tasks are cancelled, which
-frees the engine's place. Prompts and answers are never logged; the audit log holds who, when, how much.
+frees the engine's place. Prompts and answers are never logged; the audit log holds who, when, how much. Only
+a vote keeps what was asked (`votes`).
 """
 
 import logging
@@ -30,11 +32,13 @@ from medschool.serve.engine import Engine
 from medschool.serve.faults import ApiError, answer_errors
 from medschool.serve.keys import KeyRing
 from medschool.serve.metrics import Metrics
+from medschool.serve.page import add_page
 from medschool.serve.reply import Form, Head, events, whole
 from medschool.serve.request import Drawn, read
 from medschool.serve.template import Text
 from medschool.serve.tokenizer_api import TokenizerApi, fitting
 from medschool.serve.turn import Stream, Turn
+from medschool.serve.votes import Votes
 
 logger = logging.getLogger(__name__)
 
@@ -59,14 +63,15 @@ class ModelInfo:
 
 
 def build_api(
-    engine: Engine, text: Text, info: ModelInfo, keys: KeyRing, limits: Limits, audit: AuditLog | None = None
+    engine: Engine, text: Text, info: ModelInfo, keys: KeyRing, limits: Limits, audit: AuditLog | None = None, votes: str = ""
 ) -> ASGIApp:
-    """The ASGI app of one model. keys: who may ask; without any, nobody can. audit: where requests are recorded."""
-    return Gate(build_routes(engine, text, info, limits, metrics := Metrics(), audit), keys, limits, info.version, metrics)
+    """The ASGI app of one model. keys: who may ask; without any, nobody can. audit, votes: where those are kept."""
+    routes = build_routes(engine, text, info, limits, metrics := Metrics(), audit, votes)
+    return Gate(routes, keys, limits, info.version, metrics)
 
 
 def build_routes(
-    engine: Engine, text: Text, info: ModelInfo, limits: Limits, metrics: Metrics, audit: AuditLog | None = None
+    engine: Engine, text: Text, info: ModelInfo, limits: Limits, metrics: Metrics, audit: AuditLog | None = None, votes: str = ""
 ) -> FastAPI:
     """What lies behind the gate. Nothing but `build_api` may serve it: it asks for no key."""
     api = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
@@ -81,6 +86,8 @@ def build_routes(
     api.post("/tokenize")(tokenizer.tokenize)
     api.post("/detokenize")(tokenizer.detokenize)
     api.get("/tokenizer_info")(tokenizer.info)
+    api.post("/v1/votes")(Votes(votes).vote)
+    add_page(api)
     answer_errors(api)
     return api
 

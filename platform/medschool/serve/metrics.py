@@ -1,4 +1,4 @@
-"""What a replica counts, in Prometheus' text format on `GET /metrics` (with a key, as every route but liveness).
+"""What a replica counts, in Prometheus' text format on `GET /metrics` (with a key).
 
     medschool_serve_requests_total{path, status}      requests answered; 429 are those that found no place or were above a limit
     medschool_serve_first_token_seconds               from the end of the request's body to the first token

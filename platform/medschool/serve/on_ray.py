@@ -3,7 +3,7 @@
     deploy(args) -> resolve the model once -> serve.run -> replica: pull weights, load, answer health checks -> routed to
 
 The model reference is resolved by the caller, not by the replica, so a replica that restarts at night serves the version that was
-deployed and not what an alias points to by then. A reference is a manifest URI of an artifact with a model under `export/`, or
+deployed and not what an alias points to by then. A reference is the manifest URI of a training or of an adopted base model, or
 `models:/NAME@ALIAS` of the MLflow registry, whose version carries the manifest URI in its tag `manifest_uri`.
 
 Serve restarts a replica that dies or fails its health check; requests meanwhile wait in the proxy's queue up to a limit, and
@@ -22,7 +22,7 @@ from starlette.types import ASGIApp
 
 from medschool import artifact, registry, storage
 from medschool.errors import InputError, MedschoolError, ServiceError, from_text
-from medschool.serve import audit, keys
+from medschool.serve import audit, keys, votes
 from medschool.serve.admission import Limits
 from medschool.serve.api import ModelInfo, build_api
 from medschool.serve.engine import EchoEngine, Engine
@@ -30,7 +30,6 @@ from medschool.serve.template import BytesText, CheckpointText, Text
 
 APP_NAME = "chat"
 HOST = "127.0.0.1"
-EXPORT = "export"
 SPARE_REQUESTS = 16
 """Requests a replica takes beyond its answers, so that it can still list models and refuse."""
 IDENTITY_TIMEOUT_S = 10.0
@@ -101,7 +100,8 @@ class Replica:
         places = args.max_concurrent_requests + args.max_waiting_requests
         limits = Limits(args.max_context_tokens, places, answer_timeout_s=args.answer_timeout_s)
         info = ModelInfo(args.served_name, self._version, int(time.time()))
-        return build_api(self._engine, self._text, info, self._keys, limits, self._audit)
+        kept = storage.join(args.store, votes.FOLDER) if args.store else ""
+        return build_api(self._engine, self._text, info, self._keys, limits, self._audit, kept)
 
     def identity(self) -> str:
         """What this replica was deployed from; equal for equal arguments and weights."""
@@ -123,9 +123,10 @@ def _load(args: ChatArgs, manifest_uri: str) -> tuple[Text, Engine, str]:
     if args.engine == "echo":
         return BytesText(), EchoEngine(), "echo"
     from medschool.serve.paged import TransformersEngine
+    from medschool.train.model import model_copy
 
     exported = artifact.read_manifest(manifest_uri)
-    folder = artifact.local_copy(exported, EXPORT)
+    folder = model_copy(exported)
     text = CheckpointText(folder)
     engine = TransformersEngine(folder, text.end_ids, args.max_context_tokens, args.max_concurrent_requests, args.dtype)
     return text, engine, exported.digest[:16]
