@@ -1,16 +1,16 @@
 """Minutes and memory of half a million conversations: built, checked and packed, with the schema of MedC-I's release.
 
-Records are invented: the release's columns and values of `source`, in about the shares of its card (Wu et al. 2024's release has
-513,999), words from MEDLINE abstracts in random order, lengths so that a conversation has some 320 tokens in the mean, as the paper's
-202 million tokens have. Some records in a thousand are broken on purpose, each way once in turn: an answer that names an option
-the question has not, an empty output, a source that the release does not know. As many must be counted as left out.
+Records are invented: columns and values of `source` as in the release (513,999 records of axiong/pmc_llama_instructions), in about
+the shares of its card, words of MEDLINE abstracts in random order, some 300 tokens a conversation in the mean (the paper's 202
+million tokens over the release and ChatDoctor are 320). One in a thousand is broken on purpose, each way in turn: an answer that
+names an option the question has not, an empty output, a source that the release does not know. As many must be left out.
 
-The stages run as jobs run them, in a Ray of two cores: `instructions` (read, check, repeats, identifiers, held-out questions),
-and `chats` (template, masks, contract, packing). A thread reads, four times a second, the memory that is a process's own (USS) of
-the driver and of every Ray worker. Printed are the largest worker, the largest sum, and minutes, for each stage.
+The stages run as jobs run them, in a Ray of two cores: `instructions` (read, check, repeats, identifiers, exam questions), and
+`chats` (template, masks, contract, held-out text, packing). A thread reads, four times a second, the memory that is a process's
+own (USS) of the driver and of every Ray worker. Printed are minutes, the largest worker and the largest sum, for each stage.
 
-`python bench/instructions.py [--rows 513999] [--store URI]`; the store is MEDSCHOOL_STORE's, or a folder with raw/medline/*.xml.gz,
-raw/mmlu, raw/prose and raw/models/smollm2-135m-instruct, as `medschool fetch quickstart` puts them. Ten minutes on two cores.
+`python bench/instructions.py [--rows 513999] [--store URI]`; the store is MEDSCHOOL_STORE's, or a folder with raw/mmlu, raw/prose,
+raw/medline/*.xml.gz and raw/models/smollm2-135m-instruct, as `medschool fetch quickstart` puts them. Ten minutes on two cores.
 """
 
 import argparse
@@ -20,7 +20,6 @@ import logging
 import os
 import random
 import shutil
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -56,7 +55,8 @@ def record(draw: random.Random, pool: Sequence[str], source: str, number: int) -
     if source in ("medqa_train", "medmcqa"):
         given, output = exam(draw, pool, 90 if source == "medqa_train" else 30)
     elif source.startswith("pubmedqa"):
-        given, output = f"###Question: {words(draw, pool, 14)}?\n###Context: {words(draw, pool, 180)}", words(draw, pool, 40)
+        given = f"###Question: {words(draw, pool, 14)}?\n###Context: {words(draw, pool, 180)}"
+        output = words(draw, pool, 40)
     else:
         given, output = words(draw, pool, 6), words(draw, pool, 30)
     instruction = f"{words(draw, pool, 10).capitalize()}."
@@ -127,7 +127,7 @@ def measured(folder: Path) -> dict[str, dict[str, Any]]:
     found = dict[str, dict[str, Any]]()
     with printing(lambda line: None) as board:
         run = Run(load(folder / "recipe.yaml"), str(folder), board)
-        for kind in ("model", "tokenizer", "exams", "corpus", "duplicates", "tokens"):  # no conversation may repeat held-out text
+        for kind in ("model", "tokenizer", "exams", "corpus", "duplicates", "tokens"):  # held-out text may be in no conversation
             run.make(kind)
         for kind in ("instructions", "chats"):
             began = time.perf_counter()
