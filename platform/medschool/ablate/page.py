@@ -23,6 +23,7 @@ from markupsafe import Markup
 
 from medschool.ablate import plots
 from medschool.ablate.compare import main_probes
+from medschool.ablate.cost import cost_tables
 from medschool.ablate.gain import Gain
 from medschool.ablate.report import SMALL, Spent
 from medschool.ablate.wording import change_text, gain_text, interval_text, margin_text, needs_text, p_text
@@ -120,6 +121,7 @@ def render(report: Report) -> str:
         sources=_names(trial["perplexity"] for trial in results["trials"]),
         exams=_names(trial["exams"] for trial in results["trials"]),
         written=written_rows(results["trials"]),
+        cost_tables=cost_tables(results.get("cost")),
         spent={trial["name"]: _spent(trial, report.spent) for trial in results["trials"]},
         most_tokens=max((cost.trained_tokens for cost in report.spent.values()), default=0),
         figures=_figures(report.gate, report.curves, results),

@@ -84,6 +84,7 @@ def make_scores(recipe: Recipe, checkpoint: Artifact, examined: Examined, prefix
         "parse_rate": parse_rates(tables["written"]),
         "protocols": {name: hashes(tables[name]) for name in ("answers", "written")},
         "cut_prompts": cut_prompts(tables["answers"]),
+        "workers": min(recipe.cluster.score_workers, len(tasks)),
     }
     return Output(files, facts)
 
@@ -103,7 +104,7 @@ def _tasks(recipe: Recipe, examined: Examined) -> list[tuple[str, list[Any]]]:
     probes = storage.read_parquet(examined.probes.uri(PROBES)).to_pylist() if examined.probes else []
     work = {
         "written": [item for name, rows in items.items() for item in rows[: recipe.exams[name].generated_items]],
-        "answers": [item for rows in items.values() for item in sorted(rows, key=lambda item: -len(item["question"]))],
+        "answers": [item for name, rows in items.items() for item in sorted(rows, key=lambda item: _company(recipe, name, item))],
         "losses": documents,
         "probes": probes,
     }
@@ -112,6 +113,11 @@ def _tasks(recipe: Recipe, examined: Examined) -> list[tuple[str, list[Any]]]:
         for name, rows in work.items()
         for first in range(0, len(rows), TASK_ITEMS[name])
     ]
+
+
+def _company(recipe: Recipe, exam: str, item: dict[str, Any]) -> tuple[str, int]:
+    """What puts items together that are scored well together: those with the same worked questions, then those of one length."""
+    return item["subject"] if recipe.exams[exam].shots else "", -len(item["question"])
 
 
 def _sittings(recipe: Recipe, examined: Examined) -> dict[str, Sitting]:
