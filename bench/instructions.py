@@ -1,7 +1,7 @@
 """Minutes and memory of half a million conversations: built, checked and packed, with the schema of MedC-I's release.
 
-Records are invented: columns and values of `source` are the release's (513,999 records of axiong/pmc_llama_instructions), in about
-the shares of its card, words of MEDLINE abstracts in random order, some 300 tokens a conversation in the mean (the paper's 202
+Records are invented: columns and values of `source` are those of axiong/pmc_llama_instructions (513,999 records), in about the
+shares of its card, words of MEDLINE abstracts in random order, some 300 tokens a conversation in the mean (the paper's 202
 million tokens over the release and ChatDoctor are 320). One in a thousand is broken on purpose, each way in turn: an answer that
 names an option the question has not, an empty output, a source that the release does not know. As many must be left out.
 
@@ -10,7 +10,7 @@ The stages run as jobs run them, in a Ray of two cores: `instructions` (read, ch
 own (USS) of the driver and of every Ray worker. Printed are minutes, the largest worker and the largest sum, for each stage.
 
 `python bench/instructions.py [--rows 513999] [--store URI]`; the store is MEDSCHOOL_STORE's, or a folder with raw/mmlu,
-raw/prose, raw/medline/*.xml.gz and raw/models/smollm2-135m-instruct, as `medschool fetch quickstart` puts them. Ten minutes on two cores.
+raw/prose, raw/medline/*.xml.gz and raw/models/smollm2-135m-instruct, as `medschool fetch quickstart` puts them. Some ten minutes.
 """
 
 import argparse

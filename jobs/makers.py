@@ -144,6 +144,7 @@ def probes(run: Run, stage: Stage, inputs: dict[str, Artifact], fingerprint: str
 def train(run: Run, stage: Stage, inputs: dict[str, Artifact], fingerprint: str) -> Artifact:
     """`pretrain` and `instruct`: the same training on other rows."""
     from medschool.train.handout import HANDOUT
+    from medschool.train.held import GROUPS
     from medschool.train.on_ray import make_checkpoint
 
     run_uri = artifact.stage_uri(run.store_uri, stage.identity, fingerprint)
@@ -154,7 +155,7 @@ def train(run: Run, stage: Stage, inputs: dict[str, Artifact], fingerprint: str)
             return make_checkpoint(course, rows, run.board.within("      "), measure)
 
     made = _commit(run, stage, inputs, fingerprint, do)
-    for leftover in ("state", "ray_train", HANDOUT):
+    for leftover in ("state", "ray_train", HANDOUT, GROUPS):
         storage.delete_prefix(storage.join(run_uri, leftover))
     return made
 

@@ -4,9 +4,7 @@ import json
 
 from jobs.run import Run, main
 from medschool import storage
-from medschool.ablate.compare import read_verdict
-from medschool.ablate.gain import gains
-from medschool.ablate.gather import gather, spent
+from medschool.ablate.gather import gather
 from medschool.ablate.markdown import markdown
 from medschool.ablate.page import finite, render
 from medschool.ablate.report import table
@@ -16,15 +14,16 @@ from medschool.procedure import results_uri
 
 def report(run: Run) -> None:
     """The table to the user; report.html, report.md and results.json to the store; `medschool submit` brings them home."""
-    recipe, verdict = run.recipe, read_verdict(run.artifact("verdict"))
-    for line in table(recipe, verdict, spent(recipe, run.artifact), gains(recipe, verdict, run.artifact)).splitlines():
-        run.say(line)
+    recipe = run.recipe
     planned = {course.stage: course.tokens for course in make_plan(recipe, run.store_uri).courses}
     found = gather(recipe, run.artifact, planned, run.made)
+    for line in table(recipe, found.results, found.spent, found.gains).splitlines():
+        run.say(line)
     folder = results_uri(run.store_uri, recipe)
     storage.write_bytes(storage.join(folder, "report.html"), render(found).encode())
     storage.write_bytes(storage.join(folder, "report.md"), markdown(recipe, found).encode())
-    storage.write_bytes(storage.join(folder, "results.json"), json.dumps(finite(verdict), indent=1, sort_keys=True).encode())
+    results = json.dumps(finite(found.results), indent=1, sort_keys=True)
+    storage.write_bytes(storage.join(folder, "results.json"), results.encode())
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -11,6 +12,7 @@ from jobs.model import adopt
 from jobs.run import Run, main, quiet
 from jobs.study import open_trial_run
 from medschool import artifact, storage, track
+from medschool.ablate.limit import within
 from medschool.ablate.on_ray import Tried, run_search
 from medschool.ablate.report import columns
 from medschool.artifact import digest_of
@@ -28,7 +30,10 @@ from medschool.train.saving import JOURNAL
 
 
 def search(run: Run) -> None:
-    """Try every setting, print the trials, and put best.yaml and search.json into the store."""
+    """Try every setting, print the trials, and put best.yaml and search.json into the store.
+
+    Raises the error of a setting that failed, once all others are told; submitted again, it alone is tried again.
+    """
     spec = _spec(run.recipe)
     settings = [dict(zip(spec.over, values, strict=True)) for values in itertools.product(*spec.over.values())]
     children = [child_of(run.recipe, values) for values in settings]
@@ -43,15 +48,20 @@ def search(run: Run) -> None:
     run.say(f"search: {len(settings)} trials of up to {steps} steps, {at_once} at once")
     do = partial(_try, run.recipe, run.store_uri, run.board, parent)
     try:
-        tried = run_search(spec, settings, steps, do, at_once, storage.join(run.store_uri, "tune", f"search-{key}"))
+        tried, failure = run_search(spec, settings, steps, do, at_once, storage.join(run.store_uri, "tune", f"search-{key}"))
+        if failure and run.board.stop_asked():
+            raise failure
     except BaseException as error:
         track.close_below(parent, track.status_of(error))
         track.close_run(parent, track.status_of(error))
         raise
     for child, one, fingerprint in zip(children, tried, fingerprints, strict=True):
         _settle(run, child, one, fingerprint, parent)
-    track.close_run(parent, "FINISHED")
-    _tell(run, spec, tried, steps)
+    track.close_run(parent, "FAILED" if failure else "FINISHED")
+    if any(one.losses and not one.failed for one in tried):
+        _tell(run, spec, tried, steps)
+    if failure:
+        raise failure
 
 
 def child_of(recipe: Recipe, values: dict[str, Any]) -> Recipe:
@@ -61,8 +71,9 @@ def child_of(recipe: Recipe, values: dict[str, Any]) -> Recipe:
 
 def best_of(tried: list[Tried]) -> Tried:
     """The trial with the lowest last loss among those that ran to the end."""
-    whole = [one for one in tried if not one.stopped]
-    return min(whole or tried, key=lambda one: one.losses[one.steps])
+    sound = [one for one in tried if one.losses and not one.failed]
+    whole = [one for one in sound if not one.stopped]
+    return min(whole or sound, key=lambda one: one.losses[one.steps])
 
 
 def _spec(recipe: Recipe) -> Search:
@@ -117,7 +128,7 @@ def _try(recipe: Recipe, store_uri: str, board: Board, parent: TrackedRun | None
     name = f"pretrain/{trial.name}"
     known = run.find(name)
     try:
-        run.make_one(name)
+        within(recipe.cluster.trial_timeout_s, 0.0, partial(run.make_one, name), _words(values))
     except BaseException as error:
         track.close_run(run.mlflow_run, track.status_of(error))
         raise
@@ -136,9 +147,9 @@ def windows(losses: list[float], every: int) -> list[tuple[int, float]]:
 def _settle(run: Run, child: Recipe, one: Tried, fingerprint: str, parent: TrackedRun | None) -> None:
     """Close the trial's MLflow run, and delete what one that was stopped early left behind; never a finished training."""
     inside = Run(child, run.store_uri, run.board)
-    status = "KILLED" if one.stopped else "FINISHED"
+    status = "FAILED" if one.failed else "KILLED" if one.stopped else "FINISHED"
     mlflow_run = open_trial_run(inside, _trial_of(run.recipe, child), parent, one.values)
-    track.close_run(mlflow_run, status, {"search_loss": one.losses[one.steps]})
+    track.close_run(mlflow_run, status, {"search_loss": one.losses[one.steps]} if one.losses else None)
     if one.stopped and artifact.find(run.store_uri, "pretrain", fingerprint) is None:
         storage.delete_prefix(artifact.stage_uri(run.store_uri, "pretrain", fingerprint))
 
@@ -146,9 +157,9 @@ def _settle(run: Run, child: Recipe, one: Tried, fingerprint: str, parent: Track
 def _tell(run: Run, spec: Search, tried: list[Tried], steps: int) -> None:
     best = best_of(tried)
     rows = []
-    for one in sorted(tried, key=lambda one: (-one.steps, one.losses[one.steps])):
-        remark = "best" if one is best else "stopped early" if one.stopped else ""
-        rows.append([_words(one.values), str(one.steps), f"{one.losses[one.steps]:.4f}", remark])
+    for one in sorted(tried, key=lambda one: (-one.steps, one.losses.get(one.steps, math.inf))):
+        remark = "best" if one is best else "failed" if one.failed else "stopped early" if one.stopped else ""
+        rows.append([_words(one.values), str(one.steps), f"{one.losses[one.steps]:.4f}" if one.losses else "-", remark])
     for line in ["", *columns([["trial", "steps", "loss", ""], *rows]), ""]:
         run.say(line)
     folder = results_uri(run.store_uri, run.recipe)

@@ -7,6 +7,7 @@ from typing import Any
 
 from jobs.run import Run, main, quiet
 from medschool import track
+from medschool.ablate.limit import within
 from medschool.ablate.on_ray import Trials, run_study
 from medschool.artifact import digest_of
 from medschool.board import Board
@@ -58,12 +59,13 @@ def _trial(recipe: Recipe, store_uri: str, board: Board, parent: TrackedRun | No
     trial = next(trial for trial in trials(recipe) if trial.name == name)
     run = Run(recipe, store_uri, board)
     run.mlflow_run = mlflow_run = open_trial_run(run, trial, parent)
+    spent_s = 0.0
     try:
         for stage in stages_of(recipe, trial):
             for maker in makers_of(recipe, stage):  # the first of them that is alive makes it, one at a time
                 if maker == name or others.wait_for(partial(_is_there, run, stage), maker):
                     break
-            run.make_one(stage)
+            spent_s = within(recipe.cluster.trial_timeout_s, spent_s, partial(run.make_one, stage), name)
     except BaseException as error:
         track.close_run(mlflow_run, track.status_of(error))
         raise

@@ -241,7 +241,7 @@ def _trial(recipe: Recipe, trial: Trial) -> list[Stage]:
         read["probes"] = "probes"
     samples = {name: _sample(exam) for name, exam in recipe.exams.items()}
     spec = {"dtype": recipe.model.dtype, "answer_tokens": recipe.evaluate.answer_tokens, "samples": samples}
-    return [*made, Stage(f"evaluate/{trial.name}", spec | _template(recipe), {"model": model, **read}, version=3)]
+    return [*made, Stage(f"evaluate/{trial.name}", spec | _template(recipe), {"model": model, **read}, version=4)]
 
 
 def _sample(exam: Exam) -> list[Any]:

@@ -121,6 +121,9 @@ def test_a_killed_worker_costs_time_and_not_one_bit(left_alone: artifact.Artifac
     assert weights(made) == weights(left_alone) and made.digest == left_alone.digest
     after = losses(made)
     assert after and after == {step: loss for step, loss in losses(left_alone).items() if step in after}
+    cost, undisturbed = made.facts["cost"], left_alone.facts["cost"]
+    assert (cost["groups"], cost["workers"], undisturbed["groups"]) == (2, 2, 1)
+    assert cost["lost_worker_seconds"] > 0 == undisturbed["lost_worker_seconds"]
 
 
 @pytest.mark.long

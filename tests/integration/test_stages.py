@@ -20,16 +20,19 @@ from jobs.report import report
 from jobs.run import Run
 from jobs.search import search
 from jobs.study import study
-from medschool import artifact
+from medschool import artifact, storage
 from medschool.ablate.report import mlflow_metrics
 from medschool.board import Board, printing
 from medschool.corpus.admit import terms_of
 from medschool.corpus.canaries import canary_documents
 from medschool.corpus.parts import parts_of, read_part
 from medschool.errors import InputError, PlanError, StageError
+from medschool.ledger import LEDGER, parse_ledger
+from medschool.plan import make_plan
 from medschool.procedure import results_uri
 from medschool.recipe import load
 from medschool.stage import fingerprint_in, raw_listing
+from medschool.track import read_journal
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 LINES: list[str] = []
@@ -284,6 +287,28 @@ def test_a_study_trains_each_variant_once_and_shares_what_is_the_same(tokenized:
     assert not again.made and "study:" not in "".join(said())
 
 
+def test_what_the_plan_calls_shared_is_trained_once_and_costs_what_it_says(tokenized: Run) -> None:
+    plan = make_plan(tokenized.recipe, tokenized.store_uri)
+    trained = {"pretrain": 0, "instruct": 0}
+    for course in plan.courses:
+        kind, made = course.stage.split("/")[0], tokenized.artifact(course.stage)
+        steps = [point["step"] for point in read_journal(storage.read_bytes(made.uri("metrics.jsonl")))]
+        ledger = parse_ledger(storage.read_bytes(made.uri(LEDGER)), course.stage)
+        assert steps == list(range(1, (course.steps or 0) + 1)) and made.facts["tokens"] == course.tokens
+        assert sum(ledger.rows.values()) == len(steps) * (20 if kind == "pretrain" else 8)
+        assert made.manifest_uri == tokenized.artifact(course.shared_with or course.stage).manifest_uri
+        trained[kind] += 0 if course.shared_with else len(steps)
+    assert [course.shared_with for course in plan.courses] == [None, None, "pretrain/knowledge", None]
+    assert trained == {kind: plan.as_json()["totals"][kind]["steps"] for kind in trained} == {"pretrain": 24, "instruct": 6}
+    attempts = [path for kind in trained for path in Path(tokenized.store_uri, "artifacts", kind).glob("*/*/metrics.jsonl")]
+    assert len(attempts) == 3  # nothing was trained beside what the plan says
+    cost = tokenized.artifact("pretrain/knowledge").facts["cost"]
+    held = sum(cost["worker_seconds"].values())
+    assert (cost["workers"], cost["groups"], cost["lost_worker_seconds"]) == (2, 1, 0.0)
+    assert 0 < cost["idle_worker_seconds"] < held < 2 * tokenized.artifact("pretrain/knowledge").seconds
+    assert not list(Path(tokenized.store_uri, "artifacts", "pretrain").glob("*/groups/*"))
+
+
 def test_table_page_and_json_say_the_same(tokenized: Run) -> None:
     report(tokenized)
     folder = Path(results_uri(tokenized.store_uri, tokenized.recipe))
@@ -303,6 +328,9 @@ def test_table_page_and_json_say_the_same(tokenized: Run) -> None:
         share = f"{100 * found['correct'] / 30:.1f}%"
         assert share in text and share in shown
         assert mlflow_metrics(results, trial["name"])["accuracy_clinical"] == found["accuracy"]
+    seconds = f"{results['cost']['total']['worker_seconds']:,.0f}"
+    assert results["cost"]["total"]["lost"] == 0 and seconds in text and seconds in shown
+    assert seconds in (folder / "report.md").read_text()
 
 
 def test_a_failing_trial_is_named_and_does_not_hold_the_rest(tokenized: Run, tmp_path: Path) -> None:

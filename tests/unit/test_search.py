@@ -38,3 +38,11 @@ def test_a_trial_s_recipe_differs_in_its_values_and_has_no_search() -> None:
     assert child.pretrain.optimizer.betas == RECIPE.pretrain.optimizer.betas
     with pytest.raises(RecipeError, match="less than 1"):
         child_of(RECIPE, {"pretrain.optimizer.lr": 5.0})
+
+
+def test_what_failed_is_not_the_best() -> None:
+    failed = Tried({"lr": 9}, 6, {3: 0.1, 6: 0.1}, stopped=False, failed="the loss is no number")
+    nothing = Tried({"lr": 8}, 0, {}, stopped=False, failed="no place")
+    stopped = Tried({"lr": 1}, 3, {3: 0.4}, stopped=True)
+    assert best_of([failed, nothing, stopped]) is stopped
+    assert best_of([failed, nothing, stopped, whole := Tried({"lr": 2}, 6, {3: 0.6, 6: 0.5}, stopped=False)]) is whole

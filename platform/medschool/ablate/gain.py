@@ -1,9 +1,10 @@
 """What each told change cost: the change divided by the hours of training that made it, that of perplexity as loss.
 
-    finished trainings of the variant, without those that the reference shares --seconds x workers--> hours --> gain an hour
+    finished trainings of the variant, without those that the reference shares --workers x seconds--> hours --> gain an hour
 
-Seconds are those of the stage when it was made, starts and checkpoints included, averaged over seeds. Workers and accelerators
-are the recipe's (`cluster` enters no fingerprint, so an artifact does not say how wide it was made); of an elastic run the most.
+Worker-seconds are those that the artifact says it was held for (medschool.train.held): starts, checkpoints and what was lost
+included, averaged over seeds. An artifact of a time before that was recorded is taken as made by the
+recipe's workers, of an elastic run the most, for its stage's seconds.
 Only changes that were told have a gain: a number divided by hours is no better known than before. A variant's gain is a mean
 over its training, not what one more hour would bring.
 """
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from medschool.ablate.cost import worker_seconds
 from medschool.ablate.verdict import Measure
 from medschool.artifact import Artifact
 from medschool.procedure import PHASES, phase_weights, trials
@@ -50,23 +52,31 @@ def gains(recipe: Recipe, verdict: dict[str, Any], find: Callable[[str], Artifac
 
 
 def _gain(recipe: Recipe, effect: dict[str, Any], find: Callable[[str], Artifact]) -> Iterator[Gain]:
-    seconds = _seconds(recipe, effect["variant"], effect["reference"], find)
-    if seconds <= 0:
+    workers_s, accelerators_s = _seconds(recipe, effect["variant"], effect["reference"], find)
+    if workers_s <= 0:
         return
-    workers = recipe.cluster.most_workers * seconds / 3600
     names = {key: effect[key] for key in ("measure", "on", "variant", "reference", "change")}
-    yield Gain(**names, worker_hours=workers, accelerator_hours=workers * recipe.cluster.gpus_per_worker)
+    yield Gain(**names, worker_hours=workers_s / 3600, accelerator_hours=accelerators_s / 3600)
 
 
-def _seconds(recipe: Recipe, variant: str, reference: str, find: Callable[[str], Artifact]) -> float:
-    """Mean over seeds of the seconds of the variant's trainings that are not the reference's as well."""
+def _seconds(recipe: Recipe, variant: str, reference: str, find: Callable[[str], Artifact]) -> tuple[float, float]:
+    """Worker-seconds and accelerator-seconds of the variant's trainings that are not the reference's too; mean over seeds."""
     mine, other = (_trainings(recipe, name, find) for name in (variant, reference))
     seeds = sum(trial.variant == variant for trial in trials(recipe))
-    return sum(seconds for uri, seconds in mine.items() if uri not in other) / seeds
+    own = [_held(recipe, made) for uri, made in mine.items() if uri not in other]
+    return sum(workers for workers, _ in own) / seeds, sum(accelerators for _, accelerators in own) / seeds
 
 
-def _trainings(recipe: Recipe, variant: str, find: Callable[[str], Artifact]) -> dict[str, float]:
-    """Seconds of every training of a variant, by its manifest."""
+def _held(recipe: Recipe, made: Artifact) -> tuple[float, float]:
+    """Worker-seconds and accelerator-seconds of one finished training."""
+    recorded = worker_seconds(made)
+    workers_s = recipe.cluster.most_workers * made.seconds if recorded is None else recorded
+    gpus: float = made.facts.get("cost", {}).get("gpus_per_worker", recipe.cluster.gpus_per_worker)
+    return workers_s, workers_s * gpus
+
+
+def _trainings(recipe: Recipe, variant: str, find: Callable[[str], Artifact]) -> dict[str, Artifact]:
+    """Every training of a variant, by its manifest."""
     phases = [phase for phase in PHASES if phase_weights(recipe, variant, phase) is not None]
     made = [find(f"{phase}/{trial.name}") for trial in trials(recipe) if trial.variant == variant for phase in phases]
-    return {found.manifest_uri: found.seconds for found in made}
+    return {found.manifest_uri: found for found in made}

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 from medschool import storage
 from medschool.ablate.compare import read_verdict
+from medschool.ablate.cost import costs
 from medschool.ablate.exam_table import published_rows
 from medschool.ablate.gain import gains
 from medschool.ablate.page import Cost, Curve, Mixture, Report
@@ -51,7 +52,7 @@ def gather(recipe: Recipe, find: Find, planned_tokens: Mapping[str, int | None],
         made=datetime.now(UTC).isoformat(timespec="seconds"),
         model_uri=recipe.model.uri,
         gate=recipe.gate,
-        results=verdict,
+        results=verdict | {"cost": costs(recipe, find)},
         curves=tuple(_curve(stage, find(stage)) for stage in _trainings(recipe)),
         mixtures=tuple(_mixture(recipe, stage, find(stage)) for stage in _trainings(recipe)),
         costs=_costs(names, find, planned_tokens, made_now),

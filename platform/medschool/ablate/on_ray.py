@@ -1,10 +1,13 @@
 """Trials as Ray Tune runs them: a study makes each variant whole, a search stops bad settings early.
 
-    Tuner --one process a trial, as many at once as the cluster holds--> do(trial) --own Train workers, own scorers--> artifacts
+    Tuner --as many at once as the cluster holds, a process each--> do(trial) --own Train workers, own scorers--> artifacts
 
 What a trial made lies in the store under its fingerprint, so a study that was interrupted is simply started again: what is
 finished is found, not repeated. Where two trials need the same artifact, the first of them in the recipe's order makes it and the
 others wait for it, or make it themselves once that trial has ended without it.
+
+A study's processes take one trial after the other, because each would import for seconds what the last one has; one whose trial
+raised is not used again. Those of a search are not, because a trial that was stopped early may still be at work in its thread.
 
 The processes of trials ask for the custom resource `driver`, which the head node offers: they hold nothing but the thread of a
 training, and on a worker node they could vanish with it. A cluster without that resource gives a tenth of a CPU.
@@ -74,7 +77,7 @@ def run_study(names: Sequence[str], do: Do, at_once: int, store_uri: str) -> Non
     tuner = tune.Tuner(
         tune.with_resources(trial, _driver()),
         param_space={"trial": tune.grid_search(list(names))},
-        tune_config=tune.TuneConfig(max_concurrent_trials=at_once, reuse_actors=False, trial_dirname_creator=_dirname),
+        tune_config=tune.TuneConfig(max_concurrent_trials=at_once, reuse_actors=True, trial_dirname_creator=_dirname),
         run_config=_run_config(name, folder, [_end_callback(ended)]),
     )
     try:
@@ -110,6 +113,8 @@ class Tried:
     """Step -> mean training loss since the report before, in nats per target."""
     stopped: bool
     """Whether it was stopped early."""
+    failed: str = ""
+    """What it failed with; empty where it did not."""
 
 
 def run_search(
@@ -119,8 +124,10 @@ def run_search(
     do: Callable[[dict[str, Any]], None],
     at_once: int,
     folder_uri: str,
-) -> list[Tried]:
+) -> tuple[list[Tried], MedschoolError | None]:
     """Try every setting for `steps` optimizer steps, the worse ones stopped early; results in the order of `settings`.
+
+    A setting that fails holds up no other one; the second value is the error of the first that did, naming all of them.
 
     A trial is compared with those that reported before it at the same step (asynchronous successive halving). `folder_uri` keeps
     the standing of the search: an interrupted one goes on, and a trial that ended or was stopped is not repeated.
@@ -147,17 +154,18 @@ def run_search(
             ),
             run_config=_run_config(name, folder, []),
         )
-    results = tuner.fit()
-    if results.errors:
-        raise _failure({str(result.config["values"]): result.error for result in results if result.error})
-    tried = {str(result.config["values"]): _tried(result, steps) for result in results}
-    return [tried[str(values)] for values in settings]
+    results = {str(result.config["values"]): result for result in tuner.fit()}
+    failed = {name: result.error for name, result in results.items() if result.error}
+    return [_tried(results[str(values)], steps) for values in settings], _failure(failed) if failed else None
 
 
 def _tried(result: Any, steps: int) -> Tried:
     frame = result.metrics_dataframe
-    losses = {int(step): float(loss) for step, loss in zip(frame["step"], frame["loss"], strict=True)}
-    return Tried(result.config["values"], max(losses), losses, max(losses) < steps)
+    told = frame is not None and "step" in frame  # one that failed at once has reported nothing
+    losses = {int(step): float(loss) for step, loss in zip(frame["step"], frame["loss"], strict=True)} if told else {}
+    last = max(losses, default=0)
+    failed = _failure({str(result.config["values"]): result.error}).problem if result.error else ""
+    return Tried(result.config["values"], last, losses, last < steps and not failed, failed)
 
 
 # ---- Tune's settings ----------------------------------------------------------------------------------------------------------

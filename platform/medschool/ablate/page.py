@@ -23,6 +23,7 @@ from markupsafe import Markup
 
 from medschool.ablate import plots
 from medschool.ablate.compare import main_probes
+from medschool.ablate.cost import cost_tables
 from medschool.ablate.exam_table import HEADINGS, PUBLISHED_NOTE, PUBLISHED_TITLE, exam_rows
 from medschool.ablate.gain import Gain
 from medschool.ablate.report import SMALL, Spent
@@ -126,6 +127,7 @@ def render(report: Report) -> str:
         published_title=PUBLISHED_TITLE,
         published_note=PUBLISHED_NOTE,
         written=written_rows(results["trials"]),
+        cost_tables=cost_tables(results.get("cost")),
         spent={trial["name"]: _spent(trial, report.spent) for trial in results["trials"]},
         most_tokens=max((cost.trained_tokens for cost in report.spent.values()), default=0),
         figures=_figures(report.gate, report.curves, results),

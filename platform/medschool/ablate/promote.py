@@ -82,9 +82,10 @@ def candidate(recipe: Recipe, verdict: dict[str, Any], find: Find, variant: str 
 
 def checks(one: Candidate) -> list[Check]:
     """Every check, passed or not, in the order of the table above."""
-    judged = one.verdict["gate"]["candidates"][one.trial.variant]
+    gate = one.verdict["gate"]
+    judged = gate["candidates"][one.trial.variant]
     return [
-        Check("gate", judged["passed"], judged["reason"]),
+        Check("gate", judged["passed"], judged["reason"] if gate["passed"] else gate["reason"]),
         _exams(one),
         _retention(one),
         _contamination(one),

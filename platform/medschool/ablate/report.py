@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from medschool.ablate.compare import main_probes
+from medschool.ablate.cost import cost_tables
 from medschool.ablate.exam_table import PUBLISHED_TITLE, exam_rows, published_rows
 from medschool.ablate.gain import Gain
 from medschool.ablate.wording import change_text, gain_text, interval_text, margin_text, p_text
@@ -59,9 +60,12 @@ def sections(
         f"Forgetting: change against the untrained model, {level} interval, and the margin that it may not pass": _retention(
             verdict["retention"]
         ),
+        **cost_tables(verdict.get("cost")),
         "Gain an hour of training, of changes that were told": _gains(gains),
-        f"Facts right, change in points with {level} interval (* beyond chance)": _facts(probes),
-        f"Likelihood of facts, gain in nats per token with {level} interval (* beyond chance)": _likelihoods(probes),
+        f"Facts right, change in points with {level} interval (* beyond chance, each by itself)": _facts(probes),
+        f"Likelihood of facts, gain in nats per token with {level} interval (* beyond chance, each by itself)": _likelihoods(
+            probes
+        ),
     }
     return [(title, rows) for title, rows in found.items() if len(rows) > 1]
 

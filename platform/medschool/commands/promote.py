@@ -1,6 +1,5 @@
 """`medschool promote`: give a finished model the alias that is served, when all that speaks for it is there."""
 
-import hashlib
 import json
 from dataclasses import asdict
 from typing import Annotated
@@ -8,7 +7,7 @@ from typing import Annotated
 import typer
 
 from medschool.commands.arguments import AsJson, Overrides, RecipePath, store_alone
-from medschool.errors import RecipeError, StageError
+from medschool.errors import RecipeError
 from medschool.recipe import Recipe, load
 from medschool.recipe.schema import Serve
 
@@ -46,12 +45,11 @@ def promote(
 
 
 def _promote(recipe: Recipe, serve: Serve, alias: str, variant: str | None, as_json: bool) -> None:
-    from medschool import registry, storage
+    from medschool.ablate.alias import give_alias
     from medschool.ablate.compare import read_verdict
-    from medschool.ablate.promote import candidate, card, checks
+    from medschool.ablate.promote import candidate, checks
     from medschool.ablate.settle import settle
     from medschool.commands.finished import finder
-    from medschool.procedure import recipe_digest, results_uri
 
     store_uri = store_alone()
     made, done = settle(recipe, store_uri)
@@ -61,27 +59,11 @@ def _promote(recipe: Recipe, serve: Serve, alias: str, variant: str | None, as_j
     if not as_json:
         for check in found:
             print(f"{check.name:<14} {'ok' if check.ok else 'LACKING':<8} {check.said}")
-    if failed := [check for check in found if not check.ok]:
-        if as_json:
-            print(json.dumps({"promoted": False, **plain}, indent=1))
-        said = "; ".join(f"{check.name} ({check.said})" for check in failed)
-        remedy = f"@{alias} keeps the model it had; mend that and promote again"
-        raise StageError(f"is not promoted: {said}", remedy, one.trial.name)
-    text = card(one, found).encode()
-    uri = storage.join(results_uri(store_uri, recipe), f"card-{one.trial.name}.md")
-    storage.write_bytes(uri, text)
-    tags = {
-        "recipe": recipe.name,
-        "recipe_digest": recipe_digest(recipe),
-        "variant": one.trial.variant,
-        "gate": found[0].said,
-        "intended_use": "not for clinical use",
-        "card": uri,
-        "card_sha256": hashlib.sha256(text).hexdigest(),
-    }
-    version = registry.register(one.checkpoint, serve.registered_model, alias, None, tags)
-    said = f"{one.trial.name} is {serve.registered_model} version {version}, @{alias}\ncard: {uri}"
-    _tell({"promoted": True, **plain, "alias": alias, "version": version, "card": uri}, said, as_json)
+    if as_json and not all(check.ok for check in found):
+        print(json.dumps({"promoted": False, **plain}, indent=1))
+    given = give_alias(one, found, serve.registered_model, alias, store_uri)
+    said = f"{one.trial.name} is {serve.registered_model} version {given.version}, @{alias}\ncard: {given.card_uri}"
+    _tell({"promoted": True, **plain, "alias": alias, "version": given.version, "card": given.card_uri}, said, as_json)
 
 
 def _tell(plain: dict[str, object], said: str, as_json: bool) -> None:

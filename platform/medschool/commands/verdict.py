@@ -25,6 +25,7 @@ def verdict(recipe: RecipePath, overrides: Overrides = [], as_json: AsJson = Fal
     Example: medschool verdict recipes/quickstart.yaml --json > verdict.json || echo "exit status $?"
     """
     from medschool.ablate.compare import read_verdict
+    from medschool.ablate.cost import costs
     from medschool.ablate.gain import gains
     from medschool.ablate.gate import study_word
     from medschool.ablate.gather import spent
@@ -34,7 +35,8 @@ def verdict(recipe: RecipePath, overrides: Overrides = [], as_json: AsJson = Fal
 
     checked = load(recipe, overrides)
     made, done = settle(checked, store_alone())
-    found, find = read_verdict(made), finder(done)
+    find = finder(done)
+    found = read_verdict(made) | {"cost": costs(checked, find)}
     word = study_word(found)
     if as_json:
         print(json.dumps(_plain(found, word), indent=1))

@@ -7,13 +7,15 @@ prompt, and the prompt is read once. The endings aa, bbb and c:
     tokens     p p p p | a | b b         the last p predicts the first a, the first b and the c
     positions  0 1 2 3 | 4 | 4 5
 
-Where all endings are one token long, as the letters of an exam are, a row is the prompt alone.
+Where all endings are one token long, as the letters of an exam are, a row is the prompt alone. What prompts begin with in common
+is read once for all of them (medschool.evaluate.prefix), and their rows are what comes after it.
 
 Rows of similar length go through the model together, padded on the left: endings stand at the end of every row, and logits are
 taken for those last positions only. Padding sees padding alone and nothing else sees it. The mask is additive and
 four-dimensional, which is right in `eager` and in `sdpa` (medschool.train.model says why).
 
 Price: one forward pass over prompt + endings, instead of one over prompt + ending for each ending; for letters, over the prompt.
+Of shared beginnings one pass for all rows.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,6 +27,7 @@ import torch
 
 from medschool.errors import InputError
 from medschool.evaluate.perplexity import BATCH_TOKENS
+from medschool.evaluate.prefix import CACHE_TOKENS, Kept, alike, for_rows, read
 
 PADDING = -1
 
@@ -86,11 +89,26 @@ def choice_log_probs(model: Any, choices: Sequence[Choice]) -> list[list[float]]
     for choice in choices:
         _check(choice, model.config.max_position_embeddings)
     scores: list[list[float]] = [[] for _ in choices]
-    by_length = sorted(range(len(choices)), key=lambda index: -len(choices[index]))
+    for group in alike([choice.prompt for choice in choices]):
+        shared = choices[group.members[0]].prompt[: group.tokens]
+        rests = [Choice(choices[place].prompt[group.tokens :], choices[place].endings) for place in group.members]
+        for place, found in zip(group.members, _after(model, shared, rests), strict=True):
+            scores[place] = found
+    return scores
+
+
+def _after(model: Any, shared: Sequence[int], rests: Sequence[Choice]) -> list[list[float]]:
+    """Scores of choices whose prompts all stand behind the tokens `shared`; in batches of similar length."""
+    kept = read(model, shared) if shared else []
+    scores: list[list[float]] = [[] for _ in rests]
+    by_length = sorted(range(len(rests)), key=lambda index: -len(rests[index]))
     while by_length:
-        take = max(1, BATCH_TOKENS // len(choices[by_length[0]]))
+        longest = len(rests[by_length[0]])
+        take = max(1, min(BATCH_TOKENS // longest, CACHE_TOKENS // (len(shared) + longest)))
         group, by_length = by_length[:take], by_length[take:]
-        for index, found in zip(group, _group_log_probs(model, [choices[index] for index in group]), strict=True):
+        for index, found in zip(
+            group, _group_log_probs(model, [rests[index] for index in group], kept, len(shared)), strict=True
+        ):
             scores[index] = found
     return scores
 
@@ -102,13 +120,17 @@ def _check(choice: Choice, context: int) -> None:
         raise InputError(f"a choice has {choice.longest} tokens, the model's context is {context}", "leave out the longest items")
 
 
-def _group_log_probs(model: Any, choices: list[Choice]) -> list[list[float]]:
-    """One forward pass; K positions a row have logits: the last one of the prompt and all of the longest set of read endings."""
-    inputs = tree_inputs(choices, model.dtype)
+def _group_log_probs(model: Any, choices: list[Choice], before: Kept, tokens: int) -> list[list[float]]:
+    """One forward pass, behind what was read `before`, which are so many `tokens`.
+
+    K positions a row have logits: the last one of the prompt and all of the longest set of read endings.
+    """
+    inputs = tree_inputs(choices, model.dtype, tokens)
     kept = 1 + max(len(choice) - len(choice.prompt) for choice in choices)
     with torch.inference_mode():
         moved = {name: value.to(model.device) for name, value in inputs.items()}
-        logits = model(**moved, use_cache=False, logits_to_keep=kept).logits  # (B, K, V)
+        cache = {"past_key_values": for_rows(before, len(choices)), "use_cache": True} if before else {"use_cache": False}
+        logits = model(**moved, **cache, logits_to_keep=kept).logits  # (B, K, V)
         return [_row_scores(logits[row], choice) for row, choice in enumerate(choices)]
 
 
@@ -126,8 +148,11 @@ def _row_scores(logits: torch.Tensor, choice: Choice) -> list[float]:
     return [float(part.sum()) for part in found.split([len(ending) for ending in choice.endings])]
 
 
-def tree_inputs(choices: Sequence[Choice], dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """input_ids (B, L), position_ids (B, L), additive attention_mask (B, 1, L, L) of rows padded on the left."""
+def tree_inputs(choices: Sequence[Choice], dtype: torch.dtype, before: int = 0) -> dict[str, torch.Tensor]:
+    """input_ids (B, L), position_ids (B, L), additive attention_mask (B, 1, L, P + L) of rows padded on the left.
+
+    P is `before`: tokens that stand before every row and that all of it sees, padding too.
+    """
     longest = max(map(len, choices))
     ids = torch.zeros((len(choices), longest), dtype=torch.int64)
     positions = torch.zeros_like(ids)
@@ -138,10 +163,10 @@ def tree_inputs(choices: Sequence[Choice], dtype: torch.dtype) -> dict[str, torc
             here = slice(place, place + len(tokens))
             start = len(choice.prompt) if part else 0
             ids[row, here] = torch.tensor(tokens, dtype=torch.int64)
-            positions[row, here] = torch.arange(start, start + len(tokens))
+            positions[row, here] = torch.arange(before + start, before + start + len(tokens))
             parts[row, here] = part
             place += len(tokens)
     own, prompt = parts[:, :, None] == parts[:, None, :], parts[:, None, :] == 0
-    seen = (own | prompt).tril()
+    seen = torch.nn.functional.pad((own | prompt).tril(), (before, 0), value=True)
     mask = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)
     return {"input_ids": ids, "position_ids": positions, "attention_mask": mask[:, None]}

@@ -79,6 +79,7 @@ def make_scores(recipe: Recipe, checkpoint: Artifact, examined: Examined, prefix
         "parse_rate": parse_rates(tables["written"]),
         "protocols": {name: hashes(tables[name]) for name in ("answers", "written")},
         "cut_prompts": cut_prompts(tables["answers"]),
+        "workers": min(recipe.cluster.score_workers, len(tasks)),
     }
     return Output(files, facts)
 
@@ -109,10 +110,12 @@ def _tasks(recipe: Recipe, examined: Examined) -> list[tuple[str, list[Any]]]:
     }
     probes = storage.read_parquet(examined.probes.uri(PROBES)).to_pylist() if examined.probes else []
     spoken = {name: None if _is_thought(recipe, name) else exam.generated_items for name, exam in recipe.exams.items()}
-    chosen = [rows for name, rows in items.items() if not _is_thought(recipe, name)]
+    chosen = {name: rows for name, rows in items.items() if not _is_thought(recipe, name)}
     work = {
         "written": [item for name, rows in items.items() for item in rows[: spoken[name]]],
-        "answers": [item for rows in chosen for item in sorted(rows, key=lambda item: -len(item["question"]))],
+        "answers": [
+            item for name, rows in chosen.items() for item in sorted(rows, key=lambda item: _company(recipe, name, item))
+        ],
         "losses": documents,
         "probes": probes,
     }
@@ -135,6 +138,11 @@ def _thought_scores(recipe: Recipe, examined: Examined, written: pa.Table) -> li
         for name, artifact in examined.exams.items()
         if _is_thought(recipe, name)
     ]
+
+
+def _company(recipe: Recipe, exam: str, item: dict[str, Any]) -> tuple[str, int]:
+    """What puts items together that are scored well together: those with the same worked questions, then those of one length."""
+    return item["subject"] if recipe.exams[exam].shots else "", -len(item["question"])
 
 
 def _sittings(recipe: Recipe, examined: Examined) -> dict[str, Sitting]:

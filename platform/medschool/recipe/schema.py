@@ -539,6 +539,13 @@ class Cluster(Section):
     """Processes that score held-out documents, exams and probes of one variant."""
     max_concurrent_trials: Positive | None = None
     """Variants trained at once, at most; as many as the cluster holds when left out."""
+    trial_timeout_s: Annotated[float, Field(gt=0)] | None = None
+    """A trial that works for longer is given up, and the others go on; no limit when left out.
+
+    What it waits for others is not counted.
+    """
+    usd_per_worker_hour: dict[str, Annotated[float, Field(ge=0)]] = {}
+    """Price of one training worker for an hour, by the node type that the report names: `{gpu_train: 2.5}`; for the report."""
 
     @property
     def most_workers(self) -> int:

@@ -37,13 +37,16 @@ from medschool.recipe.schema import Cluster
 from medschool.tokens.on_ray import OrderedData
 from medschool.tokens.shards import Index
 from medschool.tokens.stream import Feed, feed_of, rank_rows
+from medschool.track import read_journal
 from medschool.train.checkpoint import newest_whole
 from medschool.train.course import Course
 from medschool.train.failures import given_up, stopped_by_wish
 from medschool.train.group_end import GroupEnds
 from medschool.train.handout import Measure
+from medschool.train.held import cost_of, read_groups
 from medschool.train.memory import REMEDY, START, fitted, note_shortage, out_of_memory_told, shortages, told_by
 from medschool.train.oversight import PLACEMENT_TRY_S, Oversight, reason_of, was_preempted
+from medschool.train.saving import JOURNAL
 from medschool.train.start import Start, decide
 from medschool.train.worker import work
 from medschool.train.zero import check_batch
@@ -73,7 +76,9 @@ def make_checkpoint(
     check_batch(course.recipe, course.phase, course.recipe.cluster.most_workers)
     result = _fit_until_done(course, feed, ledger, board, measure)
     files = tuple(ArtifactFile(**file) for file in result.pop("files"))
-    return Output(files, {"steps": course.steps, **result})
+    journal = read_journal(storage.read_bytes(storage.join(course.prefix_uri, JOURNAL)))
+    cost = cost_of(read_groups(course.run_uri), journal, course.recipe.cluster.gpus_per_worker)
+    return Output(files, {"steps": course.steps, **result, "cost": cost})
 
 
 def cluster_room() -> dict[str, float]:

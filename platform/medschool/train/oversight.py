@@ -1,7 +1,8 @@
 """What Ray's controller does for a group of our workers, beside starting them again: with on_ray.py, the part that knows Ray.
 
     before a group is placed     is there a place for it, will there ever be?                         failures.placed_or_raise
-    while it runs                does each rank get on? else all stacks to <run>/stalls/, and again   watchdog.Progress
+    while it runs                how long it is held: to <run>/groups/                               held.Held
+                                 does each rank get on? else all stacks to <run>/stalls/, and again   watchdog.Progress
                                  a wish to stop, or a node that is taken away: told to rank 0         stop.ask
                                  all ranks saved for a preemption: start elsewhere at once
     when it is started again     why, and what that is charged to                                     failures.restart_line
@@ -14,6 +15,7 @@ WorkerGroupError is charged to max_failures, a PreemptionError to max_preemption
 import os
 import signal
 import time
+from collections import Counter
 from contextlib import suppress
 from typing import Any
 
@@ -33,6 +35,7 @@ from medschool.errors import MedschoolError, StageError, StoppedError, cause_of
 from medschool.recipe.schema import Cluster
 from medschool.train import stop, watchdog
 from medschool.train.failures import SAY_EVERY_S, Nodes, Request, given_up, placed_or_raise, restart_line
+from medschool.train.held import Held, node_type
 
 PLACEMENT_TRY_S = 15.0
 """Ray tries to place a group for so long before the hooks are asked again."""
@@ -70,6 +73,7 @@ class Oversight(WorkerGroupCallback, ControllerCallback):  # type: ignore[misc]
         self._wish: Any = None
         self._told = stop.NOTHING
         self._failures = self._preemptions = 0
+        self._held = Held(run_uri)
 
     def after_controller_start(self, train_run_context: Any) -> None:
         os.environ.setdefault("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", "5")  # read in this process; Ray does not pass it on
@@ -126,12 +130,15 @@ class Oversight(WorkerGroupCallback, ControllerCallback):  # type: ignore[misc]
         )
         self._waiting_since_s, self._answers, self._told, self._looked_s = None, {}, stop.NOTHING, float("-inf")
         self._said_s = float("-inf")
+        self._held.begin(_nodes_of(self._workers))
 
     def before_worker_group_shutdown(self, worker_group: Any) -> None:
+        self._held.end()
         self._progress, self._workers, self._answers = None, [], {}
 
     def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
         """After every poll, twice a second: look after the ranks, and pass on what is wished for."""
+        self._held.beat()
         if self._progress is None or worker_group_status.finished or worker_group_status.errors:
             return
         now_s = time.monotonic()
@@ -196,6 +203,12 @@ class Oversight(WorkerGroupCallback, ControllerCallback):  # type: ignore[misc]
             self._trial,
         )
         raise WorkerGroupError(str(error), dict.fromkeys(self._progress.behind(now_s), error))
+
+
+def _nodes_of(workers: list[Any]) -> Counter[str]:
+    """Workers by the type of their node."""
+    types = {node["NodeID"]: node_type(node) for node in ray.nodes()}
+    return Counter(types.get(worker.metadata.node_id, "node") for worker in workers)
 
 
 def was_preempted(error: Any) -> bool:
