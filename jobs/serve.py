@@ -22,6 +22,9 @@ def serve(run: Run) -> None:
         max_concurrent_requests=spec.max_concurrent_requests,
         answer_timeout_s=spec.answer_timeout_s,
         dtype=run.recipe.model.dtype,
+        gpus=spec.gpus,
+        num_cpus=spec.num_cpus,
+        python=spec.python or "",
     )
     tls = Tls(spec.tls.certificate, spec.tls.key) if spec.tls else None
     url = deploy(args, int(os.environ.get("MEDSCHOOL_SERVE_PORT", DEFAULT_PORT)), tls)

@@ -256,7 +256,7 @@ def _by_name(checks: list[Check]) -> dict[str, Check]:
 
 def test_doctor_with_nothing_set_up(tmp_path: Path) -> None:
     checks = _by_name(doctor(tmp_path / "nothing", needed_cpus=8))
-    assert {"python", "libraries", "memory", "disk", "store", "mlflow", "ray"} <= checks.keys()
+    assert {"python", "libraries", "memory", "disk", "vllm", "store", "mlflow", "ray"} <= checks.keys()
     assert all(check.fix for check in checks.values() if not check.ok)
     assert "run `medschool up`" in checks["ray"].fix
     assert not (tmp_path / "nothing").exists(), "doctor changes nothing"

@@ -98,6 +98,7 @@ def _machine(home: Path) -> list[Check]:
         ("memory", _memory),
         ("disk", partial(_disk, home)),
         ("shared memory", _shared_memory),
+        ("vllm", _vllm),
     ]
     return [*(_within(name, look) for name, look in looks), _within("training", _training, IMPORT_S)]
 
@@ -157,6 +158,13 @@ def _shared_memory() -> Check:
     size = shutil.disk_usage("/dev/shm").total / GIB
     fix = "give the container more, for example `docker run --shm-size=2g`"
     return _check("shared memory", size >= SHM_GIB, f"/dev/shm has {size:.1f} GiB", fix)
+
+
+def _vllm() -> Check:
+    """Whether the engine that an environment of its own holds is there, which build, and what of it has been run."""
+    from medschool.serve import vllm_install
+
+    return Check("vllm", *vllm_install.state(vllm_install.environments(Path(__file__).parents[3])))
 
 
 def _training() -> Check:

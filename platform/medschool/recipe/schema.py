@@ -484,12 +484,25 @@ class Serve(Section):
     max_context_tokens: Positive = 1024
     """Longest prompt plus answer, in tokens."""
     max_concurrent_requests: Positive = 8
-    engine: Literal["transformers", "echo"] = "transformers"
-    """`echo` serves no model: it repeats the prompt, for a load trial of everything but the weights."""
+    engine: Literal["transformers", "vllm", "echo"] = "transformers"
+    """`vllm` is for GPUs and many answers at once. `echo` repeats the prompt: a load trial of everything but the weights."""
+    gpus: Annotated[int, Field(ge=0)] = 0
+    """GPUs of a replica, over which vLLM splits the model; 0 serves on CPUs."""
+    num_cpus: Positive = 1
+    """Logical CPUs of a replica, and the threads that a model on CPUs computes with."""
+    python: Annotated[str, StringConstraints(pattern=r"^/")] | None = None
+    """Path of the Python that replicas run with, on every node that may hold one: that of the environment with vLLM in it, which
+    `make vllm` makes. The cluster's own when left out."""
     answer_timeout_s: Annotated[float, Field(gt=0)] = 300.0
     """From a whole request to the end of its answer, waiting included."""
     tls: ServeTls | None = None
     """HTTPS by these files; plain HTTP on loopback when left out."""
+
+    @model_validator(mode="after")
+    def _gpus_are_vllm_s(self) -> Self:
+        if self.gpus and self.engine != "vllm":
+            raise ValueError("gpus: only `engine: vllm` serves on GPUs")
+        return self
 
 
 class Cluster(Section):

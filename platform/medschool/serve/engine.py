@@ -47,6 +47,8 @@ class Sampling:
     """Taken from them once for each time that the answer has them."""
     top_logprobs: int | None = None
     """So many of the most likely tokens come with each token, and its own log-probability; None asks for neither."""
+    schema: str | None = None
+    """JSON schema, as text, that the answer must fit; None for any text."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,12 @@ class Engine(Protocol):
         """End the engine's threads and free its memory."""
         ...
 
+    def check_schema(self, schema: str) -> None:
+        """Raises InputError for a JSON schema that answers can not be made to fit; asked where `honours` has response_format."""
+        return
 
-class EchoEngine:
+
+class EchoEngine(Engine):
     """Repeats the prompt, token by token, then stops. No weights: what is measured is everything around the model.
 
     It is deterministic whatever the seed. As a model it finds each token that comes half likely, the next id a quarter, and so

@@ -13,6 +13,7 @@ beyond it get 429 with Retry-After, which OpenAI's clients obey. Every bound is 
 import logging
 import os
 import time
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
@@ -44,8 +45,12 @@ class ChatArgs(BaseModel):
     """`models:/NAME@ALIAS`, or the URI of a manifest. Empty for the echo engine."""
     served_name: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")] = "medschool"
     """The `model` that clients ask for."""
-    engine: Literal["transformers", "echo"] = "transformers"
-    """`echo` repeats the prompt: a load trial of everything but the model."""
+    engine: Literal["transformers", "vllm", "echo"] = "transformers"
+    """`vllm` is for GPUs and many answers at once; `echo` repeats the prompt: a load trial of everything but the model."""
+    gpus: Annotated[int, Field(ge=0)] = 0
+    """GPUs of a replica, over which vLLM splits the model; 0 computes on CPUs."""
+    python: str = ""
+    """Python interpreter that replicas run with, on every node that may hold one. Empty takes the cluster's own."""
     dtype: Literal["bf16", "fp32"] = "bf16"
     max_context_tokens: Annotated[int, Field(ge=2)] = 1024
     """Longest prompt plus answer, in tokens."""
@@ -65,7 +70,9 @@ class ChatArgs(BaseModel):
     @model_validator(mode="after")
     def _engine_fits_model(self) -> Self:
         if (self.engine == "echo") != (self.model == ""):
-            raise ValueError("name a `model` for the transformers engine, and none for the echo engine")
+            raise ValueError("name a `model` for every engine but the echo engine, and none for that")
+        if self.gpus and self.engine != "vllm":
+            raise ValueError("only the vllm engine computes on `gpus`")
         return self
 
     def with_keys(self) -> "ChatArgs":
@@ -122,14 +129,24 @@ def _load(args: ChatArgs, manifest_uri: str) -> tuple[Text, Engine, str]:
     """Text, engine and version. Weights are pulled once a node and verified against their manifest."""
     if args.engine == "echo":
         return BytesText(), EchoEngine(), "echo"
-    from medschool.serve.paged import TransformersEngine
     from medschool.train.model import model_copy
 
     exported = artifact.read_manifest(manifest_uri)
     folder = model_copy(exported)
     text = CheckpointText(folder)
-    engine = TransformersEngine(folder, text.end_ids, args.max_context_tokens, args.max_concurrent_requests, args.dtype)
-    return text, engine, exported.digest[:16]
+    return text, _with_weights(args, folder, text.end_ids), exported.digest[:16]
+
+
+def _with_weights(args: ChatArgs, folder: Path, end_ids: tuple[int, ...]) -> Engine:
+    """The engine over the weights in a folder."""
+    context, places = args.max_context_tokens, args.max_concurrent_requests
+    if args.engine == "vllm":
+        from medschool.serve.vllm_engine import VllmEngine
+
+        return VllmEngine.start(folder, end_ids, context, places, args.dtype, args.gpus, args.num_cpus)
+    from medschool.serve.paged import TransformersEngine
+
+    return TransformersEngine(folder, end_ids, context, places, args.dtype)
 
 
 def application(args: ChatArgs) -> serve.Application:
@@ -158,7 +175,7 @@ def _bind(args: ChatArgs, manifest_uri: str, identity: str) -> serve.Application
     deployment = serve.deployment(
         name="Chat",
         num_replicas=1,
-        ray_actor_options={"num_cpus": args.num_cpus},
+        ray_actor_options=_resources(args),
         max_ongoing_requests=args.max_concurrent_requests + args.max_waiting_requests + SPARE_REQUESTS,
         max_queued_requests=args.max_waiting_requests + SPARE_REQUESTS,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
@@ -170,6 +187,12 @@ def _bind(args: ChatArgs, manifest_uri: str, identity: str) -> serve.Application
     )(serve.ingress()(Replica))
     bound: serve.Application = deployment.bind(args, manifest_uri, identity)
     return bound
+
+
+def _resources(args: ChatArgs) -> dict[str, Any]:
+    """What a replica takes of its node, and the Python it runs with."""
+    runtime = {"runtime_env": {"py_executable": args.python}} if args.python else {}
+    return {"num_cpus": args.num_cpus, "num_gpus": args.gpus, **runtime}
 
 
 def deploy(args: ChatArgs, http_port: int, tls: Tls | None = None) -> str:

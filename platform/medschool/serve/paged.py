@@ -22,7 +22,6 @@ Shapes: B rows with a new token, V vocabulary, T tokens of a text.
 import asyncio
 import copy
 import hashlib
-import json
 import secrets
 import uuid
 from collections import Counter
@@ -40,9 +39,10 @@ from transformers.generation.continuous_batching.cb_logits_processors import (
     ContinuousBatchingLogitsProcessorList,
 )
 
-from medschool.errors import InputError, PlanError, ServiceError
-from medschool.serve.engine import Finish, Likelihood, Sampling, Step
-from medschool.train.model import check_model_files, load_model
+from medschool.errors import ServiceError
+from medschool.serve.engine import Engine, Finish, Likelihood, Sampling, Step
+from medschool.serve.folder import check_folder
+from medschool.train.model import load_model
 
 PAGE_TOKENS = 32
 MAX_BATCH_TOKENS = 256
@@ -51,7 +51,7 @@ STOP_TIMEOUT_S = 10.0
 Dtype = Literal["bf16", "fp32"]
 
 
-class TransformersEngine:
+class TransformersEngine(Engine):
     """Serves the model in a local folder (config.json, *.safetensors). See the module's docstring for its memory.
 
     end_ids: tokens that end an answer, besides those in the model's generation_config.json.
@@ -216,17 +216,6 @@ def _twin(model: Any) -> Any:
 
 
 def _load_model(folder: Path, context_tokens: int, dtype: Dtype) -> Any:
-    """The model in eval mode.
-
-    Raises InputError for a folder that holds no safetensors or asks to run code, PlanError when the context is too long for it.
-    """
-    check_model_files([path.name for path in folder.iterdir()], str(folder))
-    config = json.loads((folder / "config.json").read_text())
-    if "auto_map" in config:
-        raise InputError("config.json asks to run code from the folder (auto_map)", "use a built-in architecture", str(folder))
-    limit = int(config.get("max_position_embeddings", context_tokens))
-    if context_tokens > limit:
-        raise PlanError(
-            f"max_context_tokens {context_tokens} is above the model's {limit}", f"set at most {limit}", "max_context_tokens"
-        )
+    """The model in eval mode. Raises what `check_folder` raises."""
+    check_folder(folder, context_tokens)
     return load_model(folder, dtype).eval()

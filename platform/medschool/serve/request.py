@@ -1,7 +1,7 @@
 """What every request for an answer shares: how its JSON is read, and the parameters that decide how an answer is drawn.
 
 A parameter is honoured, ignored because it can not change the answer (`user`, `metadata`, `store`, anything unknown), or
-refused with its name because ignoring it would change the answer silently (tools, response formats, what the engine lacks).
+refused with its name because ignoring it would change the answer silently (tools, what the engine lacks).
 Types are strict: `"n": "2"` is refused, not guessed. Error texts name the parameter and the rule, never the value, which may be
 a patient's.
 
@@ -13,8 +13,10 @@ from typing import Annotated, Any, Protocol, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 from pydantic_core import from_json
 
+from medschool.errors import InputError
 from medschool.serve.engine import Sampling
 from medschool.serve.faults import ApiError
+from medschool.serve.response_format import ResponseFormat
 
 MAX_CHOICES = 4
 MAX_STOPS = 4
@@ -80,10 +82,16 @@ class Drawn(Read):
     ) = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
+    response_format: ResponseFormat | None = None
 
     @property
     def choices(self) -> int:
         return self.n or 1
+
+    @property
+    def schema_text(self) -> str | None:
+        """JSON schema that the answer must fit, None for any text."""
+        return self.response_format.schema_text if self.response_format else None
 
     @property
     def include_usage(self) -> bool:
@@ -106,6 +114,7 @@ class Drawn(Read):
             presence_penalty=self.presence_penalty or 0.0,
             frequency_penalty=self.frequency_penalty or 0.0,
             top_logprobs=top_logprobs,
+            schema=self.schema_text,
         )
 
 
@@ -113,6 +122,8 @@ class Honouring(Protocol):
     """An engine, seen by what it honours."""
 
     honours: frozenset[str]
+
+    def check_schema(self, schema: str) -> None: ...
 
 
 R = TypeVar("R", bound=Read)
@@ -130,10 +141,16 @@ def read(kind: type[R], body: bytes, engine: Honouring | None = None) -> R:
         if engine and name in raw and name not in engine.honours and raw[name] not in harmless:
             raise ApiError(400, f"{name} is not supported by this server", name, "unsupported_parameter")
     try:
-        return kind.model_validate(raw)
+        asked = kind.model_validate(raw)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         raise ApiError(400, first["msg"], _param(first["loc"]), "invalid_value") from None
+    if engine and isinstance(asked, Drawn) and asked.schema_text:
+        try:
+            engine.check_schema(asked.schema_text)
+        except InputError as error:
+            raise ApiError(400, error.problem, "response_format", "invalid_value") from error
+    return asked
 
 
 def _param(location: tuple[int | str, ...]) -> str:
