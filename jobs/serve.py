@@ -21,6 +21,10 @@ def serve(run: Run) -> None:
         max_context_tokens=spec.max_context_tokens,
         max_concurrent_requests=spec.max_concurrent_requests,
         answer_timeout_s=spec.answer_timeout_s,
+        min_replicas=spec.min_replicas,
+        max_replicas=spec.max_replicas,
+        target_requests=spec.target_requests,
+        health_period_s=spec.health_period_s,
         dtype=run.recipe.model.dtype,
     )
     tls = Tls(spec.tls.certificate, spec.tls.key) if spec.tls else None
