@@ -35,6 +35,7 @@ os.environ.update(  # before Ray is imported, which reads its authentication mod
         "RAY_AUTH_TOKEN_PATH": str(TOKEN),
         "RAY_DATA_LOG_LEVEL": "CRITICAL",
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "medschool.serve.proxy:proxy_middlewares",
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_metrics_report_interval_ms": "1000",  # Ray's own 10 s would be waited out
     }

@@ -190,7 +190,7 @@ def submit(
     if job in ("whole_run", "report", "search"):  # a gate that does not pass ends a run with an error and a report
         _bring_home(checked)
     if code == 0 and job == "whole_run":
-        for line in next_steps(served=checked.serve is not None):
+        for line in next_steps(served=checked.serve is not None, tls=checked.serve is not None and checked.serve.tls is not None):
             print(line)
     raise typer.Exit(code)
 

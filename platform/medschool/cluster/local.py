@@ -22,6 +22,7 @@ from pathlib import Path
 import psutil
 
 from medschool.cluster import ports, process
+from medschool.cluster.farewell import finish_answers
 from medschool.cluster.object_store import STORE
 from medschool.cluster.ray_head import RAY
 from medschool.cluster.state import Service, Services, load, locked, prepare, save
@@ -228,6 +229,8 @@ def down(home: Path, say: Callable[[str], None] = print) -> None:
         return
     with locked(home):
         services = load(home)
+        if _members(RAY, services):
+            finish_answers(services, lambda: environment(home), say)
         for service in reversed(SERVICES):
             began, count = time.monotonic(), len(_members(service, services))
             services = _stop(service, services)

@@ -56,6 +56,7 @@ def _settings(services: Services) -> dict[str, str]:
         "RAY_JOB_STOP_WAIT_TIME_S": str(JOB_STOP_WAIT_S),
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "medschool.serve.proxy:proxy_middlewares",
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",  # a dead proxy is replaced after three checks
         "RAY_num_workers_soft_limit": "2",
         "RAY_worker_maximum_startup_concurrency": str(services.num_cpus),
         "AUTOSCALER_METRIC_PORT": str(services.ports["ray_autoscaler_metrics"]),

@@ -25,18 +25,21 @@ def status() -> dict[str, Any]:
     }
 
 
-def serve_url() -> str:
-    return f"http://127.0.0.1:{os.environ.get('MEDSCHOOL_SERVE_PORT', '8000')}"
+def serve_url(tls: bool = False) -> str:
+    return f"{'https' if tls else 'http'}://127.0.0.1:{os.environ.get('MEDSCHOOL_SERVE_PORT', '8000')}"
 
 
 def _serve() -> dict[str, Any]:
-    url = serve_url()
-    return {"url": url, "ready": _answers(f"{url}/health/live")}
+    """With the scheme that answers; unverified, as a certificate names the outside and not 127.0.0.1, and no secret is sent."""
+    for url in (serve_url(), serve_url(tls=True)):
+        if _answers(f"{url}/health/live", verify=False):
+            return {"url": url, "ready": True}
+    return {"url": serve_url(), "ready": False}
 
 
-def _answers(url: str) -> bool:
+def _answers(url: str, verify: bool = True) -> bool:
     try:
-        return httpx.get(url, timeout=TIMEOUT_S).status_code == 200
+        return httpx.get(url, timeout=TIMEOUT_S, verify=verify).status_code == 200
     except (httpx.HTTPError, httpx.InvalidURL):
         return False
 
@@ -53,8 +56,11 @@ def _jobs() -> dict[str, Any]:
     return {"ready": True, "jobs": shown}
 
 
-def next_steps(served: bool) -> list[str]:
-    """Addresses, and a curl line that works when pasted in the folder that `medschool up` was run in."""
+def next_steps(served: bool, tls: bool = False) -> list[str]:
+    """Addresses, and a curl line that works when pasted in the folder that `medschool up` was run in.
+
+    served, tls: whether the recipe serves a model, and over HTTPS. curl then does not verify: a certificate names the outside.
+    """
     from medschool.cluster import state
 
     lines = [
@@ -65,11 +71,11 @@ def next_steps(served: bool) -> list[str]:
         key = _shown_key(state.home() / "secrets" / "api_key")
         body = '{"model": "medschool", "messages": [{"role": "user", "content": "What does the liver do?"}], "max_tokens": 60}'
         lines += [
-            f"chat       {serve_url()}/v1   (OpenAI-compatible; not for clinical use)",
-            f"page       {serve_url()}/     (asks for the key)",
+            f"chat       {serve_url(tls)}/v1   (OpenAI-compatible; not for clinical use)",
+            f"page       {serve_url(tls)}/     (asks for the key)",
             "",
             "Ask it:",
-            f'  curl -s {serve_url()}/v1/chat/completions -H "Authorization: Bearer {key}"'
+            f'  curl -s{" -k" if tls else ""} {serve_url(tls)}/v1/chat/completions -H "Authorization: Bearer {key}"'
             f" -H 'Content-Type: application/json' -d '{body}'",
         ]
     return ["", *lines, "", "Stop everything: make down   (data stays in .medschool)"]

@@ -495,6 +495,14 @@ class Serve(Section):
     `make vllm` makes. The cluster's own when left out."""
     answer_timeout_s: Annotated[float, Field(gt=0)] = 300.0
     """From a whole request to the end of its answer, waiting included."""
+    min_replicas: Annotated[int, Field(ge=0)] = 1
+    """Fewest copies of the model; with 0 none while nobody asks, and the first request waits until one is loaded."""
+    max_replicas: Positive = 1
+    """Most copies, as many as the requests ask for. An update needs room for one more."""
+    target_requests: Annotated[float, Field(gt=0)] | None = None
+    """Requests of one replica, running and waiting, that their number aims at; `max_concurrent_requests` when left out."""
+    health_period_s: Annotated[float, Field(ge=1)] = 10.0
+    """Seconds between health checks. An engine that answers and makes no step for so long hangs, and its replica is replaced."""
     tls: ServeTls | None = None
     """HTTPS by these files; plain HTTP on loopback when left out."""
 
@@ -502,6 +510,12 @@ class Serve(Section):
     def _gpus_are_vllm_s(self) -> Self:
         if self.gpus and self.engine != "vllm":
             raise ValueError("gpus: only `engine: vllm` serves on GPUs")
+        return self
+
+    @model_validator(mode="after")
+    def _replicas_fit(self) -> Self:
+        if self.max_replicas < self.min_replicas:
+            raise ValueError(f"max_replicas: {self.max_replicas} is below min_replicas {self.min_replicas}; raise it")
         return self
 
 

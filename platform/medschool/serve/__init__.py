@@ -1,8 +1,8 @@
 """From a checkpoint to HTTP: the OpenAI chat surface over a trained model, on Ray Serve.
 
     client --HTTP--> gate (key, limits, size, time) --> api --token ids--> engine --token ids--> api --text--> client
-                     admission, keys, quota             request, chat,     engine, paged         answers, reply
-                     deadline, proxy (HTTP server)      completions                              audit, metrics, turn
+                     admission, keys, quota             request, chat,     watch, engine,        answers, reply
+                     deadline, proxy (HTTP server)      completions        paged                 audit, metrics, turn
 
 - The *gate* lets in who has a key, as often as the key may ask, with a body that is small and comes in time. Nobody else
   reaches anything but `/health/live` and the files of the chat page (`page`), a client like any other; `votes` keeps what a
@@ -12,7 +12,8 @@
   hands them to vLLM, for GPUs and many answers at once.
 - The *template* turns messages into token ids with the checkpoint's own chat_template.jinja, so tuning, evaluation and
   serving see the same prompt; what a user types can never become a control token.
-- `on_ray` puts gate, api and engine into one Serve deployment: a replica is one process with one copy of the weights.
+- `on_ray` puts gate, api and engine into one Serve deployment: a replica is one process with one copy of the weights. `scaling`
+  says how many there are, `rollout` and `probe` how a new version takes over, `watch` when one is replaced, `drain` how one goes.
 
 What comes out is a language model's text, not for clinical use; every answer says so in a header.
 

@@ -63,11 +63,18 @@ class ModelInfo:
 
 
 def build_api(
-    engine: Engine, text: Text, info: ModelInfo, keys: KeyRing, limits: Limits, audit: AuditLog | None = None, votes: str = ""
+    engine: Engine,
+    text: Text,
+    info: ModelInfo,
+    keys: KeyRing,
+    limits: Limits,
+    audit: AuditLog | None = None,
+    votes: str = "",
+    metrics: Metrics | None = None,
 ) -> ASGIApp:
     """The ASGI app of one model. keys: who may ask; without any, nobody can. audit, votes: where those are kept."""
-    routes = build_routes(engine, text, info, limits, metrics := Metrics(), audit, votes)
-    return Gate(routes, keys, limits, info.version, metrics)
+    metrics = metrics or Metrics()
+    return Gate(build_routes(engine, text, info, limits, metrics, audit, votes), keys, limits, info.version, metrics)
 
 
 def build_routes(
@@ -106,11 +113,14 @@ class _Service:
         return {"status": "live"}
 
     async def ready(self) -> dict[str, str]:
+        self._must_work()
+        return {"status": "ready", "model": self._info.name, "version": self._info.version}
+
+    def _must_work(self) -> None:
         try:
             self._engine.check()
         except ServiceError as error:
             raise ApiError(503, error.problem, code="not_ready") from error
-        return {"status": "ready", "model": self._info.name, "version": self._info.version}
 
     async def metrics(self) -> Response:
         return Response(self._metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
@@ -197,6 +207,7 @@ class _Service:
         """Places in the engine and in the key's limits, until the turn ends. Raises ApiError 429, 400 or 503."""
         caller: Caller = request.scope[CALLER]
         count = len(jobs)
+        self._must_work()
         if self._audit and self._audit.full:
             raise ApiError(503, "the audit log can not be written", code="audit_unavailable")
         if count > self._limits.max_answers:

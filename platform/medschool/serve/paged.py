@@ -42,6 +42,7 @@ from transformers.generation.continuous_batching.cb_logits_processors import (
 from medschool.errors import ServiceError
 from medschool.serve.engine import Engine, Finish, Likelihood, Sampling, Step
 from medschool.serve.folder import check_folder
+from medschool.serve.watch import Load
 from medschool.train.model import load_model
 
 PAGE_TOKENS = 32
@@ -117,6 +118,21 @@ class TransformersEngine(Engine):
     def check(self) -> None:
         if not self._manager.is_running():
             raise ServiceError("the generation loop has ended", "the replica is replaced; see its log for the cause", "engine")
+
+    @property
+    def turns(self) -> int:
+        """Passes of a batch through the model since it began."""
+        return int(getattr(self._manager, "current_batch", 0))
+
+    def load(self) -> Load:
+        """What the loop has to do now; nothing before its first turn."""
+        processor = getattr(self._manager, "batch_processor", None)
+        if processor is None:
+            return Load()
+        scheduler = processor.scheduler
+        running = list(scheduler.active_requests.values())
+        pages = sum(-(-(len(state.initial_tokens) + state.generated_len()) // PAGE_TOKENS) for state in running)
+        return Load(len(running), len(scheduler.waiting_requests), pages / processor.cache.num_blocks)
 
     def stop(self) -> None:
         self._scoring.shutdown(wait=False, cancel_futures=True)

@@ -5,8 +5,9 @@
 Ray calls that function in each proxy just before it starts uvicorn, and lets nothing else be set there. The deadline is put in
 the place of uvicorn's own protocol in uvicorn's table of protocols.
 
-A proxy answers by itself, as plain text, when the queue is full (429), no replica lives (503) or one died (500). Those texts can
-hold a traceback, so they are not passed on.
+A proxy answers by itself, as plain text, when the queue is full (429), no replica lives (503) or one died (500). Those texts
+can hold a traceback, so they are not passed on. When a replica dies in the middle of a stream, the proxy just closes the
+connection: the stream is ended with an error event here, so that its client knows what happened.
 """
 
 import json
@@ -17,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.config import HTTP_PROTOCOLS
 
 from medschool.serve.deadline import TimedProtocol
-from medschool.serve.faults import ApiError
+from medschool.serve.faults import ApiError, error_body
 
 SAID = {
     404: ("there is no such path", None),
@@ -34,25 +35,45 @@ def proxy_middlewares() -> list[Middleware]:
 
 
 class JsonErrors:
-    """ASGI middleware: a refusal in plain text becomes one in JSON with the same status and headers."""
+    """ASGI middleware: a refusal in plain text becomes one in JSON with the same status and headers; what is cut off says so."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        plain: Message | None = None
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start: Message | None = None
+        whole = False
 
         async def as_json(message: Message) -> None:
-            nonlocal plain
-            if message["type"] == "http.response.start" and _is_plain_error(message):
-                plain = message
-            elif plain is None:
+            nonlocal start, whole
+            if message["type"] == "http.response.start":
+                start = message
+            whole = message["type"] == "http.response.body" and not message.get("more_body", False)
+            if start is None or not _is_plain_error(start):
                 await send(message)
-            elif not message.get("more_body", False):
-                for part in _in_json(plain):
+            elif whole:
+                for part in _in_json(start):
                     await send(part)
 
         await self._app(scope, receive, as_json)
+        if not whole:
+            for part in _cut_off(start):
+                await send(part)
+
+
+def _cut_off(start: Message | None) -> tuple[Message, ...]:
+    """What is still to be sent where the proxy gave up: a refusal, the end of a stream, or nothing: it closes then."""
+    if start is None:
+        return _in_json({"type": "http.response.start", "status": 500, "headers": []})
+    if _is_plain_error(start):
+        return _in_json(start)
+    if Headers(raw=start["headers"]).get("content-type", "").startswith("text/event-stream"):
+        fault = error_body("the replica died; the answer is not complete", "server_error", code="replica_died")
+        return ({"type": "http.response.body", "body": f"data: {json.dumps(fault)}\n\n".encode()},)
+    return ()
 
 
 def _is_plain_error(start: Message) -> bool:

@@ -49,6 +49,7 @@ from medschool.serve.vllm_fields import (
     step_of,
     vllm_parameters,
 )
+from medschool.serve.watch import Load
 
 STALL_S = 60.0
 """Without a step for so long while answers wait, the engine hangs. The longest on CPUs, 512 tokens of a 7B model, takes 30 s at
@@ -225,6 +226,10 @@ class VllmEngine(Engine):
     def turns(self) -> int:
         """Steps of vLLM's scheduler since it began."""
         return self._pulse.steps
+
+    def load(self) -> Load:
+        """What vLLM told at its last step."""
+        return Load(self._pulse.running, self._pulse.waiting, self._pulse.cache_share)
 
     def check(self) -> None:
         """Raises ServiceError when vLLM's process has ended, or makes no step for STALL_S while answers wait."""
