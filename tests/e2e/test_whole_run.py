@@ -297,10 +297,16 @@ def test_no_secret_is_in_a_job_s_metadata_or_log(user: User, first_run: str) -> 
     jobs = httpx.get(f"{variables['MEDSCHOOL_RAY_JOBS']}/api/jobs/", headers=headers)
     assert jobs.status_code == 200 and "quickstart-" in jobs.text
     assert jobs.json()[0]["metadata"].keys() >= {"git_sha", "recipe_digest"}
-    folders = (user.home / "logs", (user.home / "logs" / "ray").resolve())  # rglob does not enter a linked folder
+    folders = (
+        user.home / "logs",
+        (user.home / "logs" / "ray").resolve(),
+        user.home / "mlflow",
+    )  # rglob does not enter a linked folder
     files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
     assert any(path.name.startswith("job-driver-") for path in files)
     logs = "".join(path.read_text(errors="replace") for path in files)
+    served = json.loads(user.run("status", "--json").stdout)["serve"]["url"]
+    logs += httpx.get(f"{served}/metrics", headers={"Authorization": f"Bearer {variables['MEDSCHOOL_API_KEY']}"}).text
     for secret in secrets:
         assert secret not in jobs.text and secret not in first_run and secret not in logs
 

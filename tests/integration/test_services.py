@@ -96,6 +96,8 @@ def test_the_filer_is_no_way_around_the_store(running: Running) -> None:
 def test_the_jobs_api_needs_the_token(running: Running) -> None:
     assert running.jobs("GET", "/api/jobs/", with_token=False).status_code == 401
     assert running.jobs("GET", "/api/jobs/").status_code == 200
+    wrong = {"Authorization": f"Bearer {'0' * 64}"}
+    assert httpx.get(f"{running.services.ray_jobs_url}/api/jobs/", headers=wrong, timeout=30).status_code == 403
 
 
 def test_a_job_and_its_workers_inherit_what_they_need(running: Running) -> None:

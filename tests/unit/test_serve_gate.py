@@ -28,7 +28,7 @@ from medschool.serve.engine import EchoEngine
 from medschool.serve.faults import ApiError
 from medschool.serve.keys import Key, KeyRing, hash_key
 from medschool.serve.metrics import Metrics
-from medschool.serve.proxy import JsonErrors, proxy_middlewares
+from medschool.serve.proxy import JsonErrors, Unsteered, proxy_middlewares
 from medschool.serve.quota import WINDOW_S, Quota, Window
 from medschool.serve.template import BytesText
 
@@ -329,7 +329,7 @@ def test_ray_s_proxies_get_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None
     from uvicorn.config import HTTP_PROTOCOLS
 
     monkeypatch.setitem(HTTP_PROTOCOLS, "auto", HTTP_PROTOCOLS["auto"])
-    assert [middleware.cls for middleware in proxy_middlewares()] == [JsonErrors]
+    assert [middleware.cls for middleware in proxy_middlewares()] == [JsonErrors, Unsteered]
     config = uvicorn.Config(lambda: None, factory=True, log_config=None)  # as Ray builds it
     config.load()
     assert config.http_protocol_class is TimedProtocol

@@ -167,9 +167,10 @@ class _Service:
         """Token ids of one prompt of a plain completion."""
         if isinstance(prompt, str):
             return fitting(lambda: self._text.encode_text(prompt), len(prompt), self._text, room, "prompt")
+        fitting(lambda: prompt, 0, self._text, room, "prompt")
         if any(token >= self._text.vocab_size for token in prompt):
             raise ApiError(400, f"the vocabulary has {self._text.vocab_size} tokens", "prompt", "invalid_value")
-        return fitting(lambda: prompt, 0, self._text, room, "prompt")
+        return prompt
 
     def _job(self, asked: CompletionRequest, ids: list[int], prompt: str | list[int], index: int) -> Job:
         most = min(asked.most_tokens, self._limits.context_tokens - len(ids))

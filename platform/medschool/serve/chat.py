@@ -15,6 +15,8 @@ from medschool.serve.request import Drawn, Read
 from medschool.serve.template import Message, Text
 
 MAX_TOP_LOGPROBS = 20
+MAX_MESSAGES = 2048
+"""Of one conversation: an empty message, too, takes the template's time."""
 
 
 def _joined_parts(content: Any) -> Any:
@@ -36,10 +38,13 @@ class ChatMessage(Read):
         return {"role": "system" if self.role == "developer" else self.role, "content": self.content}
 
 
+Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
+
+
 class ChatRequest(Drawn):
     """The honoured parameters of a chat completion."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Messages
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None

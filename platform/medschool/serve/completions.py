@@ -21,13 +21,15 @@ from medschool.serve.template import Text
 DEFAULT_MAX_TOKENS = 16
 MAX_LOGPROBS = 5
 
-TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+Some = Field(min_length=1, fail_fast=True)
+"""Of a list: not empty, and the first wrong element ends the reading, since a body has room for 500,000 of them."""
+TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Some]
 
 
 class CompletionRequest(Drawn):
     """The honoured parameters of a plain completion."""
 
-    prompt: str | TokenIds | Annotated[list[str], Field(min_length=1)] | Annotated[list[TokenIds], Field(min_length=1)]
+    prompt: str | TokenIds | Annotated[list[str], Some] | Annotated[list[TokenIds], Some]
     max_tokens: Annotated[int, Field(ge=0)] | None = None
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None

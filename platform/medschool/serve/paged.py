@@ -25,7 +25,7 @@ import hashlib
 import secrets
 import uuid
 from collections import Counter
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -76,20 +76,23 @@ class TransformersEngine(Engine):
     async def generate(self, prompt: Sequence[int], sampling: Sampling) -> AsyncGenerator[Step]:
         """Steps of one answer. Raises ServiceError when the model fails or the engine has stopped."""
         self.check()
+        self._must_know((*prompt, *sampling.logit_bias))
         request_id = uuid.uuid4().hex
         outputs: asyncio.Queue[Any] = asyncio.Queue()
         self._manager.register_result_handler(request_id, outputs.put_nowait)
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
         trace: list[Likelihood] = []
+        faults: list[Exception] = []
         done, seen = False, 0
         try:
             self._manager.add_request(
-                list(prompt), request_id, sampling.max_tokens, streaming=True, sampling=replace(sampling, seed=seed), trace=trace
-            )
+                list(prompt), request_id, sampling.max_tokens, streaming=True, sampling=replace(sampling, seed=seed), trace=trace,
+                faults=faults,
+            )  # fmt: skip
             while not done:
                 output = await outputs.get()
-                if output.error is not None:
-                    raise ServiceError(f"the model failed: {output.error}", "see the replica's log", "engine")
+                if fault := output.error or next(iter(faults), None):
+                    raise ServiceError(f"the model failed: {fault}", "see the replica's log", "engine")
                 done, fresh = output.is_finished(), tuple(output.generated_tokens[seen:])
                 likely = tuple(trace[seen : seen + len(fresh)])
                 seen += len(fresh)
@@ -102,8 +105,16 @@ class TransformersEngine(Engine):
     def _finish(self, tokens: tuple[int, ...]) -> Finish:
         return "stop" if tokens and tokens[-1] in self._end_ids else "length"
 
+    def _must_know(self, tokens: Iterable[int]) -> None:
+        """Raises ServiceError for a token that the model lacks (tokenizers may have more): with it the whole batch would fail."""
+        known = self._scorer.get_input_embeddings().num_embeddings
+        if (highest := max(tokens, default=0)) >= known:
+            problem = f"token {highest} is none of the model's {known}, though the tokenizer has it"
+            raise ServiceError(problem, "serve the tokenizer that the model was trained with", "engine")
+
     async def score(self, tokens: Sequence[int], top: int) -> list[Likelihood | None]:
         self.check()
+        self._must_know(tokens)
         try:
             return await asyncio.get_running_loop().run_in_executor(self._scoring, self._scored, list(tokens), top)
         except RuntimeError as error:
@@ -148,7 +159,7 @@ class Sampler(ContinuousBatchingLogitsProcessor):  # type: ignore[misc]  # trans
     """
 
     def __init__(self) -> None:
-        self.supported_kwargs: dict[str, type] = {"sampling": Sampling, "trace": list}
+        self.supported_kwargs: dict[str, type] = {"sampling": Sampling, "trace": list, "faults": list}
         self.ignored_kwargs: tuple[str, ...] = ()
         self._states: list[Any] = []
 
@@ -161,16 +172,22 @@ class Sampler(ContinuousBatchingLogitsProcessor):  # type: ignore[misc]  # trans
 
     def __call__(self, scores: torch.Tensor, tensor_arg: torch.Tensor) -> torch.Tensor:
         """scores_BV float32, changed in place for the rows that do not simply take the most likely token."""
-        for row, state in enumerate(self._states):
-            sampling: Sampling = state.logit_processor_kwargs["sampling"]
-            logprobs_V = None if sampling.top_logprobs is None else scores[row].float().log_softmax(-1)
-            adjust(scores[row], sampling, state.generated_tokens)
-            if sampling.temperature > 0:
-                scores[row] = noisy(scores[row], sampling, len(state.initial_tokens) + state.generated_len())
-            if logprobs_V is not None:
-                drawn = int(scores[row].argmax())
-                state.logit_processor_kwargs["trace"].append(likelihood(logprobs_V, drawn, sampling.top_logprobs or 0))
+        for scores_V, state in zip(scores, self._states, strict=False):
+            try:
+                self._draw(scores_V, state)
+            except Exception as error:  # here it would end the loop and with it every answer; so it ends this one
+                state.logit_processor_kwargs["faults"].append(error)
         return scores
+
+    def _draw(self, scores_V: torch.Tensor, state: Any) -> None:
+        sampling: Sampling = state.logit_processor_kwargs["sampling"]
+        logprobs_V = None if sampling.top_logprobs is None else scores_V.float().log_softmax(-1)
+        adjust(scores_V, sampling, state.generated_tokens)
+        if sampling.temperature > 0:
+            scores_V.copy_(noisy(scores_V, sampling, len(state.initial_tokens) + state.generated_len()))
+        if logprobs_V is not None:
+            drawn = int(scores_V.argmax())
+            state.logit_processor_kwargs["trace"].append(likelihood(logprobs_V, drawn, sampling.top_logprobs or 0))
 
 
 def adjust(logits_V: torch.Tensor, sampling: Sampling, answer: Sequence[int]) -> None:

@@ -5,12 +5,18 @@
 Ray calls that function in each proxy just before it starts uvicorn, and lets nothing else be set there. The deadline is put in
 the place of uvicorn's own protocol in uvicorn's table of protocols.
 
+Ray Serve lets a client steer it by headers: no deadline, no look whether the client is still there, a session, a model. It also
+decodes some of them as UTF-8 and answers 500 where they are none, without a key. None of these headers is passed on
+(`ray/serve/_private/proxy.py`, `setup_request_context_and_handle` and `send_request_to_replica`; constants.py there).
+
+A proxy answers by itself, as plain text, when the queue is full (429), no replica lives (503) or one died (500). Those texts can
 A proxy answers by itself, as plain text, when the queue is full (429), no replica lives (503) or one died (500). Those texts
 can hold a traceback, so they are not passed on. When a replica dies in the middle of a stream, the proxy just closes the
 connection: the stream is ended with an error event here, so that its client knows what happened.
 """
 
 import json
+import re
 
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
@@ -20,6 +26,10 @@ from uvicorn.config import HTTP_PROTOCOLS
 from medschool.serve.deadline import TimedProtocol
 from medschool.serve.faults import ApiError, error_body
 
+STEERING = {b"x-request-timeout-seconds", b"x-request-disconnect-disabled", b"x-session-id", b"serve-multiplexed-model-id"}
+"""Headers that Ray Serve obeys, with hyphens; underscores count as such."""
+REQUEST_ID = re.compile(rb"[!-~]{1,128}")
+"""It is written into Ray's logs."""
 SAID = {
     404: ("there is no such path", None),
     408: ("the answer took too long", "timeout"),
@@ -31,7 +41,7 @@ SAID = {
 def proxy_middlewares() -> list[Middleware]:
     """Ray Serve's hook into its proxies."""
     HTTP_PROTOCOLS["auto"] = f"{TimedProtocol.__module__}:{TimedProtocol.__name__}"
-    return [Middleware(JsonErrors)]
+    return [Middleware(JsonErrors), Middleware(Unsteered)]
 
 
 class JsonErrors:
@@ -87,3 +97,22 @@ def _in_json(start: Message) -> tuple[Message, Message]:
     replaced = {b"content-type": b"application/json", b"content-length": str(len(body)).encode()}
     kept = [(name, value) for name, value in start["headers"] if name.lower() not in replaced]
     return {**start, "headers": [*kept, *replaced.items()]}, {"type": "http.response.body", "body": body}
+
+
+class Unsteered:
+    """ASGI middleware: takes away the headers by which a client would steer Ray Serve, and a request id that is none."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if "headers" in scope:
+            scope = {**scope, "headers": [(name, value) for name, value in scope["headers"] if _passes(name, value)]}
+        await self._app(scope, receive, send)
+
+
+def _passes(name: bytes, value: bytes) -> bool:
+    plain = name.lower().replace(b"_", b"-")
+    if plain == b"x-request-id":
+        return REQUEST_ID.fullmatch(value) is not None
+    return plain not in STEERING and not plain.startswith(b"x-serve-")

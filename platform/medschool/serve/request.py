@@ -57,6 +57,12 @@ def _as_list(stop: Any) -> Any:
     return [stop] if isinstance(stop, str) else stop or []
 
 
+def _few(bias: Any) -> Any:
+    if isinstance(bias, dict) and len(bias) > MAX_BIASED_TOKENS:  # before each of them is looked at
+        raise ValueError(f"at most {MAX_BIASED_TOKENS} tokens")
+    return bias
+
+
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 
 
@@ -76,7 +82,7 @@ class Drawn(Read):
     logit_bias: (
         Annotated[
             dict[Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]],
-            Field(max_length=MAX_BIASED_TOKENS),
+            BeforeValidator(_few),
         ]
         | None
     ) = None

@@ -13,7 +13,7 @@ from fastapi import Request
 from pydantic import Field
 
 from medschool.errors import InputError
-from medschool.serve.chat import ChatMessage
+from medschool.serve.chat import Messages
 from medschool.serve.faults import ApiError
 from medschool.serve.request import Read, read
 from medschool.serve.template import Text
@@ -26,11 +26,11 @@ MAX_CHARS = MAX_TOKENS = 2**17
 
 class TokenizeRequest(Read):
     prompt: str | None = None
-    messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None
+    messages: Messages | None = None
 
 
 class DetokenizeRequest(Read):
-    tokens: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=MAX_TOKENS)]
+    tokens: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=MAX_TOKENS, fail_fast=True)]
 
 
 def fitting(encode: Callable[[], list[int]], size: int, text: Text, room: int, param: str) -> list[int]:

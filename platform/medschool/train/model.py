@@ -31,21 +31,27 @@ IGNORED = -100
 def load_model(folder: Path, dtype: str, attention: str = "sdpa") -> Any:
     """A causal language model from a local folder with safetensors.
 
-    Raises InputError when the folder has none, or they lack weights that the model needs (transformers would draw those at random
-    and only warn).
+    Raises InputError when the folder has none, one is damaged, or they lack weights that the model needs (transformers would draw
+    those at random and only warn).
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     check_model_files([path.name for path in folder.iterdir()], str(folder))
-    model, found = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=DTYPES[dtype],
-        local_files_only=True,
-        trust_remote_code=False,
-        use_safetensors=True,
-        attn_implementation=attention,
-        output_loading_info=True,
-    )
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=DTYPES[dtype],
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            attn_implementation=attention,
+            output_loading_info=True,
+        )
+    except SafetensorError as error:
+        raise InputError(
+            f"a *.safetensors is none, or damaged ({error})", "copy the whole folder that save_pretrained wrote", str(folder)
+        ) from error
     if lacking := sorted(found["missing_keys"]):
         raise InputError(
             f"{len(lacking)} weights are missing from the safetensors, {lacking[0]} among them",
