@@ -126,9 +126,7 @@ def plan(
 ) -> None:
     """Say what a run would do, before anything starts: stages cached, to run or blocked; tokens, steps, FLOP, repeats.
 
-    Examples:
-      medschool plan recipes/pmc_llama_13b.yaml --json
-      medschool plan recipes/pmc_llama_13b.yaml --cluster cluster.yaml --mfu 0.35
+    Example: medschool plan recipes/pmc_llama_13b.yaml --cluster cluster.yaml --json
     """
     from medschool import storage
     from medschool.plan import make_plan, model_shape

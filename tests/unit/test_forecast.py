@@ -130,7 +130,8 @@ def test_a_typo_is_answered_with_its_key_and_line(tmp_path: Path, old: str, new:
         assert f"(line {line})" in refused.value.remedy
 
 
-def test_the_command_says_it_and_its_json_has_it() -> None:
+def test_the_command_says_it_and_its_json_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDSCHOOL_HOME", str(tmp_path))  # no services of ours, so the plan is made without a store
     words = ["plan", str(PAPER), "--cluster", str(ROOT / "cluster.yaml"), "--mfu", "0.5"]
     told = CliRunner().invoke(app, words)
     assert told.exit_code == 0 and "4 x gpu_train" in told.output and "at a stated MFU of 50%" in told.output

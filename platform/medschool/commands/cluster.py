@@ -29,9 +29,7 @@ def render(
 ) -> None:
     """Print manifests for KubeRay's operator, made from the cluster file.
 
-    Examples:
-      medschool cluster render --kuberay cluster | kubectl apply -f -
-      medschool cluster render --kuberay job --recipe recipes/pmc_llama_13b.yaml > job.yaml
+    Example: medschool cluster render --kuberay job --recipe recipes/pmc_llama_13b.yaml > job.yaml
     """
     import yaml
 

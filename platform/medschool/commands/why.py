@@ -16,9 +16,7 @@ def why(
 ) -> None:
     """Say what a job waits for, or what it died of, and what to do.
 
-    Examples:
-      medschool why
-      medschool why quickstart-20261122-163000-ab12 --json
+    Example: medschool why quickstart-20261122-163000-ab12 --json
     """
     from medschool.cluster import why as of
 
