@@ -1,8 +1,6 @@
-"""The lines of docs/serving.md, run as printed against the echo engine behind a real HTTP server."""
+"""Python and YAML of docs/serving.md, run as printed. Its curl lines: test_serve_clients.py."""
 
-import json
 import re
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,23 +31,6 @@ def url() -> Iterator[str]:
     ring, info = KeyRing([Key("unit", hash_key(KEY))]), ModelInfo("medschool", "v-abc", 1_700_000_000)
     with on_port(build_api(EchoEngine(), BytesText(), info, ring, Limits(1000, 8))) as address:
         yield address
-
-
-def test_the_curl_lines(url: str) -> None:
-    (lines,) = [block for block in blocks("bash") if "curl" in block]
-    commands = [command.replace("\0", "\\\n") for command in lines.replace("\\\n", "\0").splitlines()]
-    answers = [
-        subprocess.run(
-            ["bash", "-c", command], env={"URL": url, "KEY": KEY, "PATH": "/usr/bin:/bin"}, capture_output=True, text=True, timeout=30, check=True
-        ).stdout
-        for command in commands
-    ]  # fmt: skip
-    models, whole, streamed = answers
-    assert json.loads(models)["data"][0]["id"] == "medschool"
-    assert json.loads(whole)["choices"][0]["message"]["content"] == QUESTION
-    chunks = [json.loads(line[6:]) for line in streamed.split("\n\n")[:-2]]
-    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == QUESTION
-    assert streamed.endswith("data: [DONE]\n\n")
 
 
 def test_the_python_lines(url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
