@@ -7,7 +7,6 @@ Serve are the real ones, in a home of this test's own.
 import json
 import os
 import re
-import shlex
 import shutil
 import signal
 import subprocess
@@ -338,7 +337,7 @@ def test_why_a_job_waits_and_why_one_died(user: User, first_run: str) -> None:
     ray = str(Path(sys.executable).with_name("ray"))
     submitted = [
         subprocess.run(
-            [ray, "job", "submit", "--no-wait", "--submission-id", name, "--", "python", "-c", shlex.quote(code)],
+            [ray, "job", "submit", "--no-wait", "--submission-id", name, "--", "python", "-c", code],
             env=variables, capture_output=True, text=True, timeout=120, check=True,
         )
         for name, code in (("waits", WAITS), ("dies", "1 / 0"))

@@ -159,7 +159,7 @@ def test_nesting_a_million_deep_is_refused_wherever_it_stands() -> None:
 # ---- HTTP that is none
 
 
-def said(url: str, sent: bytes, silence_s: float = 0.4) -> bytes:
+def said(url: str, sent: bytes, silence_s: float = 3.0) -> bytes:
     """All that the server answers before it closes or falls silent."""
     host, port = url.removeprefix("http://").split(":")
     answer = b""
