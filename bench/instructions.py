@@ -10,7 +10,7 @@ The stages run as jobs run them, in a Ray of two cores: `instructions` (read, ch
 own (USS) of the driver and of every Ray worker. Printed are minutes, the largest worker and the largest sum, for each stage.
 
 `python bench/instructions.py [--rows 513999] [--store URI]`; the store is MEDSCHOOL_STORE's, or a folder with raw/mmlu,
-raw/prose, raw/medline/*.xml.gz and raw/models/smollm2-135m-instruct, as `medschool fetch quickstart` puts them. Some ten minutes.
+raw/prose, raw/medline and raw/models/smollm2-135m-instruct, as `medschool fetch quickstart` puts them. Over ten minutes.
 """
 
 import argparse
