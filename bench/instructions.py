@@ -16,7 +16,6 @@ raw/prose, raw/medline and raw/models/smollm2-135m-instruct, as `medschool fetch
 import argparse
 import itertools
 import json
-import logging
 import os
 import random
 import shutil
@@ -28,8 +27,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from memory import ROOT, watched
+from memory import watched
 from side_by_side import in_fresh_process, machine
+from small_run import ENVIRONMENT, ROOT, own_ray
 
 ROWS = 513_999
 SHARES = {
@@ -112,20 +112,13 @@ def write_store(store: str, rows: int, folder: Path) -> int:
 
 def measured(folder: Path) -> dict[str, dict[str, Any]]:
     """In a process of its own: both stages on a Ray that starts with the first."""
-    import ray
-
     from jobs.run import Run
     from medschool.board import printing
     from medschool.recipe import load
 
     os.environ["MEDSCHOOL_CACHE"] = str(folder / "cache")
-    ray.init(
-        address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING,
-        object_store_memory=500_000_000, _temp_dir=str(folder / "ray"),
-    )  # fmt: skip
-    ray.data.DataContext.get_current().enable_progress_bars = False
     found = dict[str, dict[str, Any]]()
-    with printing(lambda line: None) as board:
+    with own_ray(2), printing(lambda line: None) as board:
         run = Run(load(folder / "recipe.yaml"), str(folder), board)
         for kind in ("model", "tokenizer", "exams", "corpus", "duplicates", "tokens"):  # held-out text may be in no conversation
             run.make(kind)
@@ -136,7 +129,6 @@ def measured(folder: Path) -> dict[str, dict[str, Any]]:
             minutes = (time.perf_counter() - began) / 60
             found[kind] = {"minutes": minutes, "worker MB": peak.worker, "together MB": peak.together, "objects MB": peak.objects}
             found[kind] |= dict(run.artifact(f"{kind}/medc_i").facts)
-    ray.shutdown()
     return found
 
 
@@ -148,12 +140,7 @@ def main() -> None:
     if not asked.store:
         parser.exit(2, "no store: set MEDSCHOOL_STORE, or give --store\n")
     folder = Path(tempfile.mkdtemp(prefix="ms-bench-", dir="/tmp"))  # short: Ray puts Unix sockets below it
-    os.environ.update(
-        {
-            "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_LOG_LEVEL": "CRITICAL",
-            "RAY_AUTH_MODE": "disabled", "PYTHONPATH": os.pathsep.join([str(ROOT / "platform"), str(ROOT), str(ROOT / "bench")]),
-        }
-    )  # fmt: skip
+    os.environ.update(ENVIRONMENT)
     try:
         print(json.dumps(machine("ray", "pyarrow")))
         bad = write_store(asked.store, asked.rows, folder)

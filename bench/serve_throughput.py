@@ -31,7 +31,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx
 from serve_latency import HOOK, KEY, free_port
@@ -95,6 +95,19 @@ def ours(folder: Path, store: Path, dtype: str, threads: int) -> Iterator[Served
         yield Served(deploy(args, free_port()), "medschool")
 
 
+def wait_for(process: "subprocess.Popen[bytes]", log: IO[bytes], port: int, timeout_s: float) -> None:
+    """Return when a server of its own process is healthy. Raises RuntimeError with its log where it ends or is late."""
+    end_s = time.monotonic() + timeout_s
+    while True:
+        if process.poll() is not None or time.monotonic() > end_s:
+            log.seek(0)
+            raise RuntimeError(f"{process.args} did not start:\n{log.read()[-3000:].decode(errors='replace')}")
+        with contextlib.suppress(httpx.HTTPError):
+            if httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200:
+                return
+        time.sleep(0.5)
+
+
 @contextlib.contextmanager
 def theirs(folder: Path, dtype: str, threads: int, continuous: bool) -> Iterator[Served]:
     port = free_port()
@@ -106,15 +119,7 @@ def theirs(folder: Path, dtype: str, threads: int, continuous: bool) -> Iterator
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": str(threads)}, stdout=log, stderr=log)
         try:
-            end_s = time.monotonic() + 300
-            while True:
-                if process.poll() is not None or time.monotonic() > end_s:
-                    log.seek(0)
-                    raise RuntimeError(f"transformers serve did not start:\n{log.read()[-3000:].decode(errors='replace')}")
-                with contextlib.suppress(httpx.HTTPError):
-                    if httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200:
-                        break
-                time.sleep(0.5)
+            wait_for(process, log, port, 300)
             yield Served(f"http://127.0.0.1:{port}", str(folder))
         finally:
             process.terminate()

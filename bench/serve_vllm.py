@@ -19,13 +19,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 from serve_latency import HOOK, KEY, free_port
-from serve_throughput import CONTEXT, PLACES, Served, bench, compare_texts, random_model
+from serve_throughput import CONTEXT, PLACES, Served, bench, compare_texts, random_model, wait_for
 from side_by_side import in_fresh_process, machine
 from small_run import ENVIRONMENT, own_ray
 
@@ -70,15 +68,7 @@ def theirs(folder: Path, told: argparse.Namespace) -> Iterator[Served]:
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, env=os.environ | variables, stdout=log, stderr=log, start_new_session=True)
         try:
-            end_s = time.monotonic() + START_S
-            while True:
-                if process.poll() is not None or time.monotonic() > end_s:
-                    log.seek(0)
-                    raise RuntimeError(f"vLLM's server did not start:\n{log.read()[-3000:].decode(errors='replace')}")
-                with contextlib.suppress(httpx.HTTPError):
-                    if httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200:
-                        break
-                time.sleep(0.5)
+            wait_for(process, log, port, START_S)
             yield Served(f"http://127.0.0.1:{port}", "medschool")
         finally:
             process.terminate()

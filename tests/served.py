@@ -96,6 +96,14 @@ def stream(app: ASGIApp, **fields: Any) -> list[Any]:
     return list(ask(app, use))
 
 
+def free_port() -> int:
+    """A port of loopback that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
+
+
 @contextlib.contextmanager
 def on_port(app: ASGIApp, **options: Any) -> Iterator[str]:
     """The app behind a real HTTP server; its base URL. options: uvicorn's."""

@@ -20,6 +20,7 @@ import psutil
 import pytest
 import torch
 from ray import serve
+from served import free_port
 from tiny import RECIPE
 from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -248,9 +249,7 @@ def test_unsafe_or_unfit_folders_are_refused(folder: Path, tmp_path: Path) -> No
 @pytest.fixture(scope="module")
 def http_port(ray_cluster: None) -> Iterator[int]:
     """A free port for Serve on the tests' Ray cluster."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
+    port = free_port()
     try:
         yield port
     finally:

@@ -20,7 +20,7 @@ import pytest
 from flood import Client, Held, Told, flood, held, room_for_files, serving, slope, watched
 from paced import Paced
 from ray import serve
-from served import wait_until
+from served import free_port, wait_until
 
 from medschool.serve import keys
 from medschool.serve.deadline import HEADER_TIMEOUT_S
@@ -59,9 +59,7 @@ def url(ray_cluster: None, store: Path, limited_key: str) -> Iterator[str]:
         api_key_sha256=(hash_key(KEY),),
         store=str(store),
     )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
+    port = free_port()
     try:
         yield deploy(args, port)
     finally:

@@ -24,6 +24,7 @@ from failing_engines import DIE, HANG
 from failing_replica import CommandedReplica
 from ray import serve
 from safetensors.torch import load_file, save_file
+from served import free_port
 from tiny import RECIPE, write_model
 from traffic import CHAT, HEADERS, KEY, Reader, Traffic, body
 
@@ -55,9 +56,7 @@ ARGS = ChatArgs(
 
 @pytest.fixture(scope="module")
 def http_port(ray_cluster: None) -> Iterator[int]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
+    port = free_port()
     yield port
     serve.shutdown()
 

@@ -13,7 +13,6 @@ import importlib.util
 import json
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -27,6 +26,7 @@ import psutil
 import pytest
 import torch
 from ray import serve
+from served import free_port
 from test_serve import KEY, QUESTION, commit, greedy_reference, log_probabilities
 from tiny import RECIPE, write_model
 from tokenizers import Tokenizer
@@ -267,9 +267,7 @@ def url(folder: Path, tmp_path_factory: pytest.TempPathFactory, ray_cluster: Non
         store=str(tmp_path_factory.mktemp("keys")),
     )
     try:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port: int = free.getsockname()[1]
+        port = free_port()
         yield deploy(args, port)
     finally:
         serve.shutdown()

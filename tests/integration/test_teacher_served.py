@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from scripted_teacher import scripted_teacher
+from served import free_port
 from test_serve import KEY, commit, save_tiny_model
 from tiny import RECIPE
 
@@ -33,7 +34,6 @@ CONTEXT = 4096
 @pytest.fixture(scope="module")
 def served_url(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a tiny random model behind the real API, with room for the paper's prompts."""
-    import socket
 
     from ray import serve
 
@@ -49,9 +49,7 @@ def served_url(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> I
         max_waiting_requests=1,
         api_key_sha256=(hash_key(KEY),),
     )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
+    port = free_port()
     try:
         yield deploy(args, port)
     finally:

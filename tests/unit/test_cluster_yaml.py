@@ -11,9 +11,8 @@ import yaml
 from jsonschema import ValidationError
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
-from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
-from ray.autoscaler.v2.utils import ResourceRequestUtil
 
+from medschool.cluster.offer import nodes_for
 from medschool.cluster.wiring import QUIET
 from medschool.recipe import load
 
@@ -48,17 +47,9 @@ def ray_starts(config: dict[str, Any]) -> list[str]:
 
 def launched(config: dict[str, Any], *bundles: dict[str, float]) -> dict[str, int]:
     """Nodes that Ray's autoscaler starts for these demands, on an empty cluster; it must not call any of them infeasible."""
-    settings = AutoscalingConfig(copy.deepcopy(config), skip_content_hash=True)
-    reply = ResourceDemandScheduler().schedule(
-        SchedulingRequest(
-            disable_launch_config_check=True,
-            node_type_configs=settings.get_node_type_configs(),
-            max_num_nodes=settings.get_max_num_worker_nodes(),
-            resource_requests=ResourceRequestUtil.group_by_count([ResourceRequestUtil.make(bundle) for bundle in bundles]),
-        )
-    )
-    assert not reply.infeasible_resource_requests, reply.infeasible_resource_requests
-    return {request.instance_type: request.count for request in reply.to_launch}
+    found = nodes_for(config, bundles)
+    assert found is not None
+    return found
 
 
 def test_valid_as_shipped(config: dict[str, Any]) -> None:
