@@ -39,7 +39,7 @@ down:  ## stop everything that was started here; data stays in .medschool
 test: setup check  ## everything but repeats and soaks, under 25 minutes
 	$(BIN)/python -m pytest -m "not long" --durations 40 tests
 
-test-fast: setup  ## the part without Ray, under a minute
+test-fast: setup  ## the part without Ray, a minute and a half
 	$(BIN)/python -m pytest -q -m "not long" tests/unit
 
 test-long: setup check  ## full counts, repeats and soaks; hours
