@@ -152,7 +152,7 @@ def train(run: Run, stage: Stage, inputs: dict[str, Artifact], fingerprint: str)
     def do(prefix: str) -> Output:
         course, rows = course_of(run, stage, inputs, run_uri, prefix)
         with _measuring(run, course) as measure:
-            return make_checkpoint(course, rows, run.board.within("      "), measure)
+            return make_checkpoint(course, rows, run.board.within(f"      {course.trial}  "), measure)
 
     made = _commit(run, stage, inputs, fingerprint, do)
     for leftover in ("state", "ray_train", HANDOUT, GROUPS):

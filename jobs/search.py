@@ -22,11 +22,11 @@ from medschool.errors import RecipeError
 from medschool.procedure import Trial, results_uri, trials
 from medschool.recipe import Recipe
 from medschool.recipe.dump import dump, with_values
-from medschool.recipe.schema import Search
+from medschool.recipe.training import Search
 from medschool.stage import fingerprint_in
 from medschool.track import TrackedRun, read_journal
+from medschool.train.course import JOURNAL
 from medschool.train.on_ray import check_cluster, cluster_room
-from medschool.train.saving import JOURNAL
 
 
 def search(run: Run) -> None:

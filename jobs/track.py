@@ -4,7 +4,7 @@ from jobs.run import Run, main
 from jobs.study import makers_of, open_study_run, stages_of, trial_run
 from medschool import storage, track
 from medschool.procedure import trials
-from medschool.train.saving import JOURNAL
+from medschool.train.course import JOURNAL
 
 
 def ship(run: Run) -> None:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from medschool import storage
+from medschool import s3, storage
 from medschool.errors import InputError
 
 Say = Callable[[str], None]
@@ -140,7 +140,7 @@ def unpack(archive: Path, patterns: tuple[str, ...], folder: Path) -> None:
         if target.exists():
             raise InputError(f"two members are named {target.name!r}", "make the set's `members` narrower", str(archive))
         with target.open("wb") as file:
-            while chunk := content.read(storage.CHUNK_BYTES):
+            while chunk := content.read(s3.CHUNK_BYTES):
                 file.write(chunk)
     if unmatched:
         raise InputError(f"holds no member {', '.join(sorted(unmatched))}", "correct the set's `members` patterns", str(archive))

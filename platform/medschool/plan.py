@@ -25,7 +25,7 @@ from medschool.procedure import (
     trials,
 )
 from medschool.recipe import Recipe
-from medschool.recipe.schema import Shape
+from medschool.recipe.training import Shape
 from medschool.stage import Resolved
 from medschool.tokens.mixture import Schedule, Weights
 from medschool.tokens.shards import INDEX, Index, parse_index

@@ -6,44 +6,31 @@ A location is a URI: `s3://bucket/prefix/key`, or an absolute local path. S3 set
 Two rules hold everywhere: existence is decided by a key, never by a "directory" (prefixes linger after their last object), and
 a file that must be written once is written with `put_if_absent`, which is atomic on S3 (If-None-Match) and on POSIX (link).
 
-A store that is slow, busy, silent or away is asked again, with growing random waits, for PATIENCE_S; then comes a StorageError.
-A store that refuses, or that has no such key, is not asked twice. An answer that is shorter than its Content-Range says is a
-failed answer too. All retries are made here, by `guard`: those of botocore and s3fs, three layers that multiply, are off.
+Every verb has the patience with a failing store that medschool.s3 describes.
 """
 
-import functools
 import hashlib
 import io
-import logging
 import os
-import random
-import re
 import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, TypeVar
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
-from aiobotocore.session import AioSession
-from aiohttp import ClientError as HttpError
-from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, IncompleteReadError
-from botocore.exceptions import ConnectionError as BotoConnectionError
-from botocore.parsers import ResponseParserError
+from botocore.exceptions import ClientError
 
-from medschool.errors import InputError, StorageError
+from medschool.errors import InputError
+from medschool.s3 import CHUNK_BYTES, error_code, filesystem, guard, is_s3, patiently
 
 T = TypeVar("T")
 
 COPY_THREADS = 8
-CHUNK_BYTES = 8 * 2**20
 PART_BYTES = 16 * 2**20
 """Part of an upload; COPY_THREADS files with two parts each are in memory at once."""
 CONFLICT_WAITS_S = (0.1, 0.3, 1.0, 3.0)
@@ -51,15 +38,6 @@ WRITER = "medschool-writer"
 RAW_BUFFER_BYTES = 2**20
 PACKINGS = {".gz": "gzip", ".tgz": "gzip", ".zst": "zstd"}
 """How a raw file is packed, by the end of its name."""
-PATIENCE_S = 120.0
-"""How long a store that fails is asked again: outages of a minute are survived."""
-_asked_s: ContextVar[float | None] = ContextVar("asked_s", default=None)
-LONGEST_WAIT_S = 8.0
-READ_TIMEOUT_S = 20.0
-"""Silence on a connection after which it is given up."""
-NO_ANSWER = (HTTPClientError, BotoConnectionError, IncompleteReadError, HttpError, ConnectionError, TimeoutError)
-BUSY = {"SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "Throttling", "500", "502", "503", "504"}
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -71,131 +49,11 @@ class FileInfo:
     tag: str
 
 
-def is_s3(uri: str) -> bool:
-    return uri.startswith("s3://")
-
-
 def join(base: str, *parts: str) -> str:
     """`base` with `parts` behind it; an absolute last part (a path or an s3 URI) wins, as in os.path.join."""
     for part in parts:
         base = part if is_s3(part) or part.startswith("/") else f"{base.rstrip('/')}/{part.lstrip('/')}"
     return base
-
-
-def filesystem(uri: str) -> fsspec.AbstractFileSystem:
-    """The fsspec file system of `uri`; S3 listings are never cached, because other processes write too."""
-    return _s3(os.environ.get("AWS_ENDPOINT_URL", ""), os.getpid()) if is_s3(uri) else fsspec.filesystem("file")
-
-
-@contextmanager
-def patience(seconds: float) -> Iterator[None]:
-    """Ask a failing store no longer than this, in place of PATIENCE_S: for questions that a person waits for."""
-    before = _asked_s.set(seconds)
-    try:
-        yield
-    finally:
-        _asked_s.reset(before)
-
-
-@functools.cache
-def _s3(endpoint_url: str, pid: int) -> fsspec.AbstractFileSystem:
-    session = AioSession()
-    session.register("after-call.s3.GetObject", _check_length)
-    settings = {"retries": {"total_max_attempts": 1}, "connect_timeout": 5, "read_timeout": READ_TIMEOUT_S}
-    fs = fsspec.filesystem(
-        "s3",
-        session=session,
-        use_listings_cache=False,
-        skip_instance_cache=True,
-        config_kwargs=settings,
-        default_block_size=CHUNK_BYTES,
-    )
-    fs.retries = 1
-    return fs
-
-
-def _check_length(parsed: dict[str, Any], **_: Any) -> None:
-    """Refuse an answer whose Content-Length is not that of its Content-Range: a body cut short on its way looks whole."""
-    found = re.fullmatch(r"bytes (\d+)-(\d+)/.*", parsed.get("ContentRange", ""))
-    if found and int(found[2]) + 1 - int(found[1]) != parsed["ContentLength"]:
-        expected = int(found[2]) + 1 - int(found[1])
-        raise IncompleteReadError(actual_bytes=parsed["ContentLength"], expected_bytes=expected)
-
-
-def guard(call: Callable[..., T]) -> Callable[..., T]:
-    """Ask again where botocore, s3fs and aiohttp say in `call(uri, ...)` that the store failed; then StorageError with a remedy.
-
-    The whole call is repeated, so it must be one that may be: all verbs here are. A missing key stays FileNotFoundError.
-    """
-
-    @functools.wraps(call)
-    def guarded(uri: str, *args: Any, **kwargs: Any) -> T:
-        return _patiently(lambda: call(uri, *args, **kwargs), uri)
-
-    return guarded
-
-
-def _patiently(call: Callable[[], T], uri: str) -> T:
-    waits = _waits()
-    while True:
-        try:
-            return call()
-        except FileNotFoundError:
-            raise
-        except (ClientError, BotoCoreError, HttpError, ResponseParserError, OSError) as error:
-            if not is_s3(uri):
-                raise
-            wait_s = next(waits, None) if _may_pass(error) else None
-            if wait_s is None:
-                raise _explain(error, uri) from error
-            log.log(logging.WARNING if wait_s > 1 else logging.DEBUG, "%s: %s; asked again in %.1f s", uri, error, wait_s)
-        time.sleep(wait_s)
-
-
-def _waits() -> Iterator[float]:
-    """Seconds to wait before each further try: random, so that many workers do not come back at once, up to twice as long each
-    time, until the patience is at its end."""
-    limit, longest = time.monotonic() + (_asked_s.get() or PATIENCE_S), 0.2
-    while (left := limit - time.monotonic()) > 0:
-        yield min(left, random.uniform(longest / 2, longest))
-        longest = min(2 * longest, LONGEST_WAIT_S)
-
-
-def _may_pass(error: Exception) -> bool:
-    """Whether the store failed, rather than refused."""
-    return isinstance(error, (*NO_ANSWER, ResponseParserError)) or _code(error) in BUSY
-
-
-def _code(error: BaseException) -> str:
-    """The S3 error code of `error` or of what caused it, else ''."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, ClientError):
-            return str(seen.response.get("Error", {}).get("Code", ""))
-        seen = seen.__cause__
-    return ""
-
-
-def _explain(error: Exception, uri: str) -> StorageError:
-    endpoint = os.environ.get("AWS_ENDPOINT_URL", "the default S3 endpoint")
-    code = _code(error)
-    if code in {"InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "403", "Forbidden", "ExpiredToken"} or isinstance(
-        error, PermissionError
-    ):
-        return StorageError(
-            f"{endpoint} refuses these credentials ({code or error})",
-            "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or unset them to use the ones of `medschool up`",
-            uri,
-        )
-    if type(error).__name__ == "NoCredentialsError":
-        return StorageError(
-            "no S3 credentials found", "run `medschool up`, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY", uri
-        )
-    if isinstance(error, NO_ANSWER):
-        return StorageError(
-            f"{endpoint} does not answer ({error})", "run `medschool doctor`; start the store with `medschool up`", uri
-        )
-    return StorageError(f"the store answered {code or type(error).__name__}: {error}", "run `medschool doctor`", uri)
 
 
 @guard
@@ -207,7 +65,7 @@ def read_bytes(uri: str) -> bytes:
     try:
         data: bytes = filesystem(uri).cat_file(uri, start=0)
     except (ClientError, OSError) as error:
-        if _code(error) not in {"InvalidRange", "416"}:
+        if error_code(error) not in {"InvalidRange", "416"}:
             raise
         return b""
     return data
@@ -360,7 +218,7 @@ def _put_new_key(uri: str, data: bytes) -> bool:
                 fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data, IfNoneMatch="*", Metadata={WRITER: writer})
                 return True
             except (ClientError, OSError) as error:
-                code = _code(error)
+                code = error_code(error)
                 if code in {"PreconditionFailed", "412"}:
                     there = fs.call_s3("head_object", Bucket=bucket, Key=key)
                     return bool(there.get("Metadata", {}).get(WRITER) == writer)
@@ -369,7 +227,7 @@ def _put_new_key(uri: str, data: bytes) -> bool:
                     raise
             time.sleep(wait_s)
 
-    return _patiently(put, uri)
+    return patiently(put, uri)
 
 
 @guard

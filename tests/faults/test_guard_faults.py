@@ -29,7 +29,7 @@ from medschool.cluster.slice import tiny_slice
 from medschool.errors import StageError
 from medschool.ledger import LEDGER, parse_ledger
 from medschool.recipe import load
-from medschool.recipe.schema import Guard
+from medschool.recipe.training import Guard
 from medschool.tokens.order import Order
 from medschool.tokens.pack import Rows
 from medschool.tokens.shards import ipc_bytes, rows_table

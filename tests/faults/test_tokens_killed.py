@@ -174,7 +174,7 @@ def without_marker(store: Path) -> tuple[int, int]:
     )
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=[pytest.mark.long, pytest.mark.timeout(3600)])])
+@pytest.mark.parametrize("kills", [1, pytest.param(10, marks=[pytest.mark.long, pytest.mark.timeout(3600)])])
 def test_a_killed_job_ends_with_the_same_bytes(left_alone: Path, prepared: Path, tmp_path: Path, kills: int) -> None:
     store = Path(shutil.copytree(prepared, tmp_path / "store"))
     draw, total = random.Random(kills), len(finished(left_alone))

@@ -26,7 +26,8 @@ from medschool.exams.formats import EXAM_FORMATS
 from medschool.exams.layout import RATIONALE_INSTRUCTIONS
 from medschool.exams.make import make_exam, read_items
 from medschool.instructions.template import ChatTemplate
-from medschool.recipe.schema import Exam, Files, Shots
+from medschool.recipe.corpus import Files
+from medschool.recipe.evaluation import Exam, Shots
 from medschool.rows import ExamItem
 from medschool.serve.paged import TransformersEngine
 from medschool.serve.template import CheckpointText

@@ -73,7 +73,7 @@ def test_portions_make_the_same_conversations_as_whole_files(
 
     monkeypatch.setattr(on_ray, "read_file", small)
     cut = make(store, tmp_path / "cut", *asked)
-    assert len(plain.files) == 6 and len(cut.files) == 30 and cut.facts == plain.facts
+    assert len(plain.files) == 7 and len(cut.files) == 31 and cut.facts == plain.facts
     for kind in ("conversations", "dropped"):
         found, wanted = rows(tmp_path / "cut", kind), rows(tmp_path / "plain", kind)
         assert Counter(map(str, found)) == Counter(map(str, wanted))

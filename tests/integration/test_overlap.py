@@ -150,7 +150,8 @@ def test_another_exam_rebuilds_no_text_and_where_nothing_overlaps_trains_nothing
     assert again.artifact("withheld/papers").manifest_uri == run.artifact("withheld/papers").manifest_uri
     assert again.artifact("overlap/papers").facts["exams"]["elsewhere"] == {"items": 1, "found": 0, "documents": 0}
     told = contamination(
-        *({name: again.artifact(f"{kind}/{name}") for name in ("papers", "general")} for kind in ("overlap", "withheld"))
+        *({name: again.artifact(f"{kind}/{name}") for name in ("papers", "general")} for kind in ("overlap", "withheld")),
+        {},
     )
     assert [entry["rows"] for entry in told if entry["exam"] == "elsewhere"] == [0, 0]
     found = again.find("pretrain/knowledge")

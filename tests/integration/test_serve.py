@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import openai
@@ -457,6 +457,7 @@ def test_the_builder_makes_the_same_application(manifest_uri: str, http_port: in
 
 
 def test_the_recipe_chooses_the_engine_and_https(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from jobs.run import Run
     from jobs.serve import serve as serve_job
 
     asked: list[tuple[ChatArgs, Tls | None]] = []
@@ -464,7 +465,7 @@ def test_the_recipe_chooses_the_engine_and_https(tmp_path: Path, monkeypatch: py
     said: list[str] = []
     (tmp_path / "tiny.yaml").write_text(RECIPE)
     for overrides in ([], ["serve.engine=echo", "serve.answer_timeout_s=9", "serve.tls={certificate: /a, key: /b}"]):
-        run: Any = SimpleNamespace(recipe=load(tmp_path / "tiny.yaml", overrides), say=said.append)
+        run = Run(load(tmp_path / "tiny.yaml", overrides), "", cast("Any", SimpleNamespace(put=said.append)))
         serve_job(run)
     (plain, no_tls), (echo, tls) = asked
     assert (plain.engine, plain.model, no_tls) == ("transformers", "models:/medschool-tiny@champion", None)

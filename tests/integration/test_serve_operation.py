@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import psutil
@@ -349,13 +349,14 @@ def test_a_fixed_number_of_replicas_or_serve_s_own_autoscaler() -> None:
 
 
 def test_the_recipe_s_replicas_are_those_that_are_deployed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from jobs.run import Run
     from jobs.serve import serve as serve_job
 
     asked: list[ChatArgs] = []
     monkeypatch.setattr(on_ray, "deploy", lambda args, port, tls: asked.append(args) or "http://x")
     (tmp_path / "tiny.yaml").write_text(RECIPE)
     wanted = ["serve.min_replicas=0", "serve.max_replicas=3", "serve.target_requests=2.5", "serve.health_period_s=7"]
-    run: Any = SimpleNamespace(recipe=load(tmp_path / "tiny.yaml", wanted), say=print)
+    run = Run(load(tmp_path / "tiny.yaml", wanted), "", cast("Any", SimpleNamespace(put=print)))
     serve_job(run)
     assert (asked[0].min_replicas, asked[0].max_replicas, asked[0].target_requests, asked[0].health_period_s) == (0, 3, 2.5, 7)
 

@@ -102,7 +102,7 @@ def test_a_trial_that_raises_and_one_that_hangs_are_told_and_cost_the_others_not
 
 def test_a_search_tells_the_setting_that_fails_and_keeps_the_others(tmp_path: Path) -> None:
     from medschool.ablate.on_ray import run_search
-    from medschool.recipe.schema import Search
+    from medschool.recipe.training import Search
 
     calls, settings = tmp_path / "calls", [{"x": 1}, {"x": 2}, {"x": 3}]
     calls.mkdir()

@@ -35,7 +35,7 @@ from medschool.instructions.formats import INSTRUCTION_FORMATS
 from medschool.instructions.spending import Ledger, OverBudget
 from medschool.procedure import TEACHER_BOUNDS, stages
 from medschool.recipe import load
-from medschool.recipe.schema import Teacher
+from medschool.recipe.instructions import Teacher
 from medschool.rows import CONVERSATION_SCHEMA, DROPPED_SCHEMA, Conversation, Dropped, ExamItem, Message, table
 from medschool.storage import read_parquet
 

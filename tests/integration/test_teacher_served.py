@@ -22,7 +22,7 @@ from medschool.instructions.exam import with_rationale
 from medschool.instructions.on_ray import make_instructions
 from medschool.instructions.spending import Ledger
 from medschool.recipe import Recipe, load
-from medschool.recipe.schema import Teacher
+from medschool.recipe.instructions import Teacher
 from medschool.rows import Conversation, Dropped, ExamItem
 from medschool.serve.keys import hash_key
 from medschool.serve.on_ray import ChatArgs, deploy

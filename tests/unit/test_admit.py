@@ -8,7 +8,7 @@ import pytest
 from medschool.corpus.admit import CHECKS, QUARANTINE, Terms, admit
 from medschool.corpus.clean import Rules
 from medschool.errors import RecipeError
-from medschool.recipe.schema import Identifiers
+from medschool.recipe.corpus import Identifiers
 from medschool.rows import Document, Draft, Dropped, Span
 
 TEXT = (

@@ -15,7 +15,8 @@ from medschool.evaluate.protocol import protocol_name, sitting
 from medschool.exams.layout import DIRECT_INSTRUCTIONS, RATIONALE_INSTRUCTIONS
 from medschool.procedure import stages
 from medschool.recipe import Recipe
-from medschool.recipe.schema import Exam, Files
+from medschool.recipe.corpus import Files
+from medschool.recipe.evaluation import Exam
 from medschool.rows import ExamItem, Message
 
 FILES = (Files(uri="raw/e", format="mmlu"),)

@@ -26,7 +26,7 @@ from medschool.instructions.contract import (
 )
 from medschool.instructions.mask import Masked
 from medschool.instructions.template import ChatTemplate
-from medschool.recipe.schema import Chats
+from medschool.recipe.instructions import Chats
 from medschool.rows import Dropped, Message
 from medschool.tokens.pack import Rows, pack_whole
 from medschool.tokens.shards import rows_table

@@ -11,8 +11,9 @@ import pytest
 from medschool import storage
 from medschool.cluster.drill import Outcome, Trained, judge, kill_steps, recoveries, world_sizes_of
 from medschool.cluster.invented import ROW_TOKENS, VOCABULARY, invented_rows, tiny_model
-from medschool.cluster.kill import Kill, Said
+from medschool.cluster.kill import Kill
 from medschool.cluster.slice import tiny_slice
+from medschool.cluster.strike import Said
 from medschool.commands.drill import parse_sizes
 from medschool.errors import PlanError, RecipeError
 from medschool.recipe import load

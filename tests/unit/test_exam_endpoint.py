@@ -26,8 +26,9 @@ from medschool.evaluate.endpoint import Endpoint, Refused
 from medschool.evaluate.protocol import sitting
 from medschool.exams.harness import PUBMEDQA, medqa_asked, pubmedqa_asked
 from medschool.exams.layout import DECISIONS
+from medschool.recipe.corpus import Files
 from medschool.recipe.dump import dump
-from medschool.recipe.schema import Exam, Files
+from medschool.recipe.evaluation import Exam
 from medschool.rows import ExamItem
 
 FILES = (Files(uri="raw/e", format="mmlu"),)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from medschool.ablate.chance import Sampling
 from medschool.ablate.family import family, holm, judged
 from medschool.ablate.verdict import Effect, accuracy_effect
-from medschool.recipe.schema import Evaluate
+from medschool.recipe.evaluation import Evaluate
 
 GOLDEN = (
     ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),  # 4 x 0.005, 3 x 0.01, 2 x 0.03, then not below that

@@ -3,7 +3,7 @@
 import pytest
 
 from medschool.cluster.fit import concurrent_trials, trial_needs
-from medschool.recipe.schema import Cluster
+from medschool.recipe.cluster import Cluster
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from medschool import storage
 from medschool.errors import StageError
 from medschool.ledger import Ledger
 from medschool.recipe import load
-from medschool.recipe.schema import Guard
+from medschool.recipe.training import Guard
 from medschool.tokens.order import Order
 from medschool.train.course import Course
 from medschool.train.group_end import GroupEnds

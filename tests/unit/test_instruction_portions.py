@@ -20,7 +20,7 @@ from medschool.instructions.check import Terms, check_portion, keep_portion
 from medschool.instructions.choose import Choice, choose
 from medschool.instructions.portions import RawFile, Reading, raw_files, read_file
 from medschool.recipe import Recipe, load
-from medschool.recipe.schema import BadFiles, Identifiers
+from medschool.recipe.corpus import BadFiles, Identifiers
 from medschool.rows import Dropped, ExamItem
 
 ROOT = Path(__file__).parents[2]
@@ -124,6 +124,8 @@ def test_the_first_check_that_refuses_names_itself(tmp_path: Path) -> None:
     assert checked.hashes[0] == checked.hashes[3] and len(set(checked.ranks.tolist())) == 4
     exam, person = pq.read_table(tmp_path / "checked" / "00000-00000.parquet").to_pylist()
     assert (exam["step"], exam["id"]) == ("exam", "raw/talks.jsonl:2") and "of exam item tin:1" in exam["reason"]
+    held = [(row["id"], row["exam"], row["item"]) for row in checked.held.to_pylist()]
+    assert held == [("raw/talks.jsonl:2", ITEM.exam, "tin:1")]
     assert person["step"] == "identifiers" and "[phone] or at [phone]" in person["sample"] and "555" not in str(person)
     kept = keep_portion(
         4, "00000-00000.parquet", choose([checked.passed], [checked.hashes], [checked.ranks], None)[0], str(tmp_path)
@@ -132,6 +134,7 @@ def test_the_first_check_that_refuses_names_itself(tmp_path: Path) -> None:
     assert [row["id"] for row in stored(tmp_path, "conversations")] == ["raw/talks.jsonl:1"]
     assert {file.path for file in kept.files} == {"conversations/00004.parquet", "dropped/00004.parquet"}
     unlicensed = check_portion("00000-00000.parquet", Terms(frozenset({"mit"}), None, 7), ExamIndex([ITEM]), str(tmp_path))
+    assert unlicensed.held.num_rows == 0
     assert not unlicensed.passed.any() and {row["step"] for row in stored(tmp_path, "checked")} == {"licence"}
 
 

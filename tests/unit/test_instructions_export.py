@@ -108,8 +108,10 @@ def test_the_digest_of_the_card_is_that_of_the_recipe(tmp_path: Path, recipe: Re
     assert recipe_digest(recipe) != recipe_digest(other)
 
 
-def test_the_command_exports_finished_sets_and_names_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MEDSCHOOL_HOME", str(tmp_path / "home"))
+def test_the_command_exports_finished_sets_and_names_what_is_missing(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEDSCHOOL_HOME", str(tmp_path_factory.mktemp("home")))
     monkeypatch.setenv("MEDSCHOOL_STORE", str(tmp_path / "store"))
     monkeypatch.chdir(tmp_path)
     plain = yaml.safe_load((ROOT / "recipes" / "quickstart.yaml").read_text())

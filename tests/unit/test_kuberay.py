@@ -10,7 +10,7 @@ import yaml
 from typer.testing import CliRunner
 
 from medschool.cli import app
-from medschool.cluster import kuberay
+from medschool.cluster import growth, kuberay
 from medschool.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -79,6 +79,8 @@ def test_nodes_are_those_of_the_cluster_file(config: dict[str, Any]) -> None:
         assert pod["nodeSelector"] == {"node.kubernetes.io/instance-type": node["node_config"]["InstanceType"]}
         assert pod["containers"][0]["resources"]["limits"].get("nvidia.com/gpu", "0") == params["num-gpus"]
     assert head["node_config"]["InstanceType"] in str(spec["headGroupSpec"])
+    (said,) = (each["value"] for each in pods(spec)["head"]["containers"][0]["env"] if each["name"] == growth.VARIABLE)
+    assert said == growth.told(config)
 
 
 def test_pods_are_as_closed_and_as_quiet_as_the_nodes(config: dict[str, Any]) -> None:

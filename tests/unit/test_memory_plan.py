@@ -12,7 +12,8 @@ from medschool.cluster.fit import parameters
 from medschool.cluster.memory import adapter_parameters, layer_bytes, training_memory
 from medschool.plan import make_plan
 from medschool.recipe import load
-from medschool.recipe.schema import Cluster, Lora, Shape
+from medschool.recipe.cluster import Cluster
+from medschool.recipe.training import Lora, Shape
 
 BIG = Path(__file__).parents[2] / "recipes" / "pmc_llama_13b.yaml"
 SHAPE = Shape(

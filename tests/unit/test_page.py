@@ -18,7 +18,7 @@ from medschool.ablate.gain import Gain
 from medschool.ablate.page import Cost, Curve, Mixture, Report, render
 from medschool.ablate.report import SMALL, Spent
 from medschool.exams.calibration import PEERS, PMC_LLAMA, table_rows
-from medschool.recipe.schema import Gate
+from medschool.recipe.evaluation import Gate
 
 SOURCES = ("books", "papers", "general")
 EXAM = "mmlu_clinical"

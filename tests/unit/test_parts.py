@@ -24,7 +24,7 @@ from medschool.corpus.parts import Part, parts_of, read_part
 from medschool.errors import InputError, StageError, StorageError
 from medschool.procedure import stages
 from medschool.recipe import Recipe, load
-from medschool.recipe.schema import Clean
+from medschool.recipe.corpus import Clean
 from medschool.rows import DOCUMENT_SCHEMA, DROPPED_SCHEMA, Document, Dropped
 
 RECIPE = """\

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medschool.corpus.quality import FILTERS, poor_quality, sentence_spans, words_of
-from medschool.recipe.schema import Clean
+from medschool.recipe.corpus import Clean
 
 GOOD = (
     "The first patient was a woman of middle age with pain in the left knee. She had been treated at home for three weeks, and "

@@ -26,7 +26,8 @@ from medschool.errors import InputError, RecipeError
 from medschool.exams.formats import EXAM_FORMATS
 from medschool.exams.published import PUBLISHED
 from medschool.instructions.formats import INSTRUCTION_FORMATS
-from medschool.recipe.schema import Exam, Instructions
+from medschool.recipe.evaluation import Exam
+from medschool.recipe.instructions import Instructions
 from medschool.releases import shelf
 from medschool.releases.counted import Count, count
 from medschool.releases.download import download

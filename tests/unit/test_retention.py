@@ -13,7 +13,7 @@ from scored_trials import recipe_with
 from medschool.ablate.chance import Sampling, tango
 from medschool.ablate.retention import bounds, kept, retained
 from medschool.ablate.verdict import Effect, accuracy_effect, perplexity_effect
-from medschool.recipe.schema import Retention
+from medschool.recipe.evaluation import Retention
 
 HOW = Sampling(400, 0.95, 1)
 

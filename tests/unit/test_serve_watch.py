@@ -145,7 +145,7 @@ class WrongEngine(EchoEngine):
         async for step in super().generate(prompt, sampling):
             yield Step(step.tokens, step.finish, tuple(map(self._written, step.likelihoods)))
 
-    async def score(self, tokens: Sequence[int], top: int) -> list[Likelihood | None]:
+    async def score(self, tokens: Sequence[int], top: int, adapter: str = "") -> list[Likelihood | None]:
         return [one and self._scored(one) for one in await super().score(tokens, top)]
 
 
@@ -337,9 +337,9 @@ def test_answers_that_are_written_when_the_machine_is_stopped_are_seen(tmp_path:
     assert answers_in_flight(services) == 0, "nobody answers"
 
 
-def test_a_dead_proxy_is_looked_for_every_second_here_and_on_the_cluster() -> None:
+@pytest.mark.parametrize("name", ["RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", "RAY_SERVE_USE_GRPC_BY_DEFAULT"])
+def test_what_serve_is_told_here_is_told_on_the_cluster(name: str) -> None:
     from medschool.cluster import ray_head
 
-    name = "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S"
     assert f'"{name}": "1"' in Path(ray_head.__file__).read_text()
     assert f"--env={name}=1 " in (Path(__file__).parents[2] / "cluster.yaml").read_text()

@@ -13,7 +13,7 @@ from medschool.ablate.chance import Shift, Spread, difference_p, pooled_shift, s
 from medschool.ablate.family import judged
 from medschool.ablate.power import needs
 from medschool.ablate.verdict import Effect, Measure, word_of
-from medschool.recipe.schema import Evaluate
+from medschool.recipe.evaluation import Evaluate
 
 SPEC = Evaluate(bootstrap_resamples=1)
 ITEMS = {"accuracy": 300, "perplexity": 120}

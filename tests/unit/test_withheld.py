@@ -150,7 +150,7 @@ def test_a_file_of_documents_is_searched_and_a_broken_one_is_named(tmp_path: Pat
 def test_the_report_s_table_joins_what_was_found_with_what_was_withheld(tmp_path: Path) -> None:
     tokens, _ = tokens_of(tmp_path, [[("a", 20), ("b", 20)]])
     overlap = overlap_of(tmp_path, [("b", "board")])
-    rows = contamination({"x": overlap}, {"x": withheld_of(tmp_path, tokens, overlap)})
+    rows = contamination({"x": overlap}, {"x": withheld_of(tmp_path, tokens, overlap)}, {})
     counts = {"items": 5, "found": 1, "documents": 1}
     assert rows == [
         {"exam": "board", "source": "x", **counts, "rows": 3}, {"exam": "second", "source": "x", **counts, "rows": 0},

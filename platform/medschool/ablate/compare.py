@@ -37,7 +37,7 @@ from medschool.artifact import Artifact, Output, write_file
 from medschool.errors import StageError
 from medschool.evaluate.protocol import GENERATED, THOUGHT, protocol_name
 from medschool.recipe import Recipe
-from medschool.recipe.schema import Gate
+from medschool.recipe.evaluation import Gate
 
 VERDICT = "verdict.json"
 Protocols = tuple[str | None, str | None]

@@ -19,7 +19,7 @@ from medschool.exams.calibration import table_rows
 from medschool.recipe import Recipe
 
 HEADINGS = ["variant", "exam", "protocol", "hash", "items", "accuracy", "clean items", "clean accuracy", "unparsed"]
-"""Clean are the items that no document of the corpus holds."""
+"""Clean are the items that no document of the corpus and no conversation of the instructions holds."""
 PUBLISHED_TITLE = "Published by others (theirs, not measured here), per cent right, each under its own protocol"
 PUBLISHED_NOTE = (
     "Only rows under the same protocol may be compared. The mean is worked out here: PMC-LLaMA's Table 2 prints 64.43 as the "
@@ -41,7 +41,7 @@ class Line:
     score: dict[str, Any]
     """`items`, `accuracy`, `low`, `high`."""
     clean: dict[str, Any] | None
-    """The same without items that stand in the corpus; None where nobody looked for them."""
+    """The same without items that were found there; None where nobody looked for them."""
     unparsed: int | None
     """Answers that cannot be read; None where none is read."""
 

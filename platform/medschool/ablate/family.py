@@ -21,7 +21,7 @@ from typing import Any
 
 from medschool.ablate.power import POWER, Needs, needs
 from medschool.ablate.verdict import BETTER, Effect, word_of
-from medschool.recipe.schema import Evaluate
+from medschool.recipe.evaluation import Evaluate
 
 
 def holm(p: Sequence[float]) -> list[float]:

@@ -15,7 +15,7 @@ import numpy as np
 from medschool.ablate.retention import Retained
 from medschool.ablate.verdict import Effect, Word
 from medschool.ablate.wording import change_text, interval_text, margin_text
-from medschool.recipe.schema import Gate
+from medschool.recipe.evaluation import Gate
 
 
 def gate_result(

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from medschool.ablate.exam_table import PUBLISHED_NOTE, PUBLISHED_TITLE
 from medschool.ablate.gate import study_word
+from medschool.ablate.over_time import node_rows
 from medschool.ablate.page import Report, finite
 from medschool.ablate.report import closing, sections
 from medschool.recipe import Recipe
@@ -54,13 +55,14 @@ def _left_out(report: Report) -> list[tuple[str, list[list[str]]]]:
             ["stage", "reason", "count"],
             *([stage, why, f"{count:,}"] for stage, reasons in report.dropped.items() for why, count in reasons.items()),
         ],
-        "Exam items found in the corpus, and the rows withheld for them": [
+        "Exam items found in the corpus and the instructions, and the rows withheld for them": [
             ["exam", "source", "items", "found", "rows withheld"],
             *(
                 [one["exam"], one["source"], *(f"{one[key]:,}" for key in ("items", "found", "rows"))]
                 for one in finite(report.results.get("contamination", []))
             ),
         ],
+        "Nodes by type": node_rows(report.timeline),
         "Time of each stage": [
             ["stage", "seconds", "cached"],
             *([cost.stage, f"{cost.seconds:,.1f}", "yes" if cost.cached else "no"] for cost in report.costs),

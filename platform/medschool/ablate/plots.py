@@ -17,6 +17,7 @@ from html import escape
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -212,7 +213,7 @@ def _draw(axes: Axes, line: Line) -> Line2D:
     return Line2D([], [], linestyle=dashes, color=colour, marker=marker, markersize=4, linewidth=1.4, label=line.name)
 
 
-def _legend(figure: Figure, handles: list[Line2D], columns: int) -> None:
+def _legend(figure: Figure, handles: Sequence[Artist], columns: int) -> None:
     figure.legend(
         handles=handles, loc="lower left", bbox_to_anchor=(0, 0), ncols=columns, frameon=False, borderpad=0.2, labelspacing=0.42,
         handlelength=3, columnspacing=1.6,

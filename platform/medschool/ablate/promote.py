@@ -172,7 +172,8 @@ def card(one: Candidate, made: Sequence[Check]) -> str:
         "## Exams",
         "\n".join(rows_of(_exam_rows(one))),
         f"Intervals are of {100 * one.verdict['confidence']:g}%. Clean items are those that no document of the corpus "
-        "holds. A hash stands for all that decides a score beside the model: compare scores with the same hash alone.",
+        "and no conversation of the instructions holds. A hash stands for all that decides a score beside the model: compare "
+        "scores with the same hash alone.",
         "## What the training changed",
         f"Against {escaped(gate.control)}, which trained as long on other text. Words are corrected for all "
         f"{one.verdict['family']['comparisons']} comparisons of the study.",

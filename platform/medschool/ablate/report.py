@@ -86,7 +86,7 @@ def notes(verdict: dict[str, Any]) -> list[str]:
     effects, family = verdict["effects"], verdict["family"]
     said = []
     if any(exam.get("uncontaminated") for trial in verdict["trials"] for exam in trial["exams"].values()):
-        said += ["Clean items are those that no document of the corpus holds."]
+        said += ["Clean items are those that no document of the corpus and no conversation of the instructions holds."]
     if effects:
         said += [
             f"Words: {family['comparisons']} comparisons, at most {100 * family['level']:g}% chance that any word is wrong. "

@@ -21,7 +21,7 @@ from scipy.stats import norm
 from medschool.ablate.chance import mean_interval, tango
 from medschool.ablate.power import MOST_ITEMS, POWER, Needs, fewest, two_digits
 from medschool.ablate.verdict import Effect, Measure
-from medschool.recipe.schema import Retention
+from medschool.recipe.evaluation import Retention
 
 Kept = Literal["kept", "forgot", "cannot tell"]
 

@@ -27,7 +27,7 @@ def written_scores(rows: pa.Table, confidence: float, found: Collection[str] | N
     """Counts and shares of one exam's written answers, ANSWERS_SCHEMA of medschool.evaluate.answer, at least one.
 
     parse_rate and accuracy are shares of all `items`, each with the interval of Wilson (1927); `letters` counts what is named.
-    found: ids of items that stand in the corpus; `uncontaminated` has the same counts and shares without them, None with None.
+    found: ids of items found in what is trained on; `uncontaminated` has the same counts and shares without them, None with None.
     """
     named = Counter(letter(option) for option in rows.column("chosen").drop_null().to_pylist())
     clean = None if found is None else _counted(without(rows, found), confidence)

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 
 from medschool.errors import InputError
-from medschool.recipe.schema import Cluster, Shape
+from medschool.recipe.cluster import Cluster
+from medschool.recipe.training import Shape
 
 FLOP_PER_PARAMETER_TOKEN = 6
 """Forward and backward pass of a dense transformer, attention scores left out (Kaplan et al. 2020, section 2.1)."""

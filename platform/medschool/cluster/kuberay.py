@@ -26,6 +26,7 @@ from typing import Any
 
 import yaml
 
+from medschool.cluster import growth
 from medschool.errors import InputError
 
 CODE = {"working_dir": "/opt/medschool", "env_vars": {"PYTHONPATH": "platform", "PYTHONUNBUFFERED": "1"}}
@@ -157,6 +158,7 @@ def _pod(config: Mapping[str, Any], name: str, node: Mapping[str, Any], is_head:
         if (found := _ENV.fullmatch(option)) and not found[1].startswith("RAY_AUTH_")  # the operator sets these
     ]
     if is_head:
+        env.append({"name": growth.VARIABLE, "value": growth.told(config)})
         env.append(
             {"name": "MEDSCHOOL_API_KEY", "valueFrom": {"secretKeyRef": {"name": config["cluster_name"], "key": "api_key"}}}
         )

@@ -9,7 +9,7 @@ import typer
 from medschool.commands.arguments import AsJson, Overrides, RecipePath, store_alone
 from medschool.errors import RecipeError
 from medschool.recipe import Recipe, load
-from medschool.recipe.schema import Serve
+from medschool.recipe.serving import Serve
 
 app = typer.Typer()
 

@@ -22,7 +22,7 @@ from medschool.corpus.quality import poor_quality
 from medschool.corpus.retracted import is_retracted, retracted_ids
 from medschool.corpus.steps import Removed, run_steps
 from medschool.recipe import Recipe
-from medschool.recipe.schema import Identifiers
+from medschool.recipe.corpus import Identifiers
 from medschool.rows import Document, Draft, Dropped
 
 CHECKS = ("retracted", "licence", "too_short", "language", "quality", "identifiers", "duplicate")

@@ -12,7 +12,7 @@ from medschool.corpus.deidentify import check_quarantine
 from medschool.corpus.marks import Mark, read_uri
 from medschool.corpus.parts import Part
 from medschool.errors import StageError
-from medschool.recipe.schema import Clean
+from medschool.recipe.corpus import Clean
 from medschool.rows import Dropped
 
 NAMED = 3

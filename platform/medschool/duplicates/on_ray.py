@@ -41,7 +41,7 @@ from medschool.duplicates.candidates import PAIR, RECORD, Array, candidate_pairs
 from medschool.duplicates.components import CLUSTERS, REMOVALS, choose, clusters_table, removals_table, size_counts
 from medschool.duplicates.minhash import band_hashes, banding, needed_places, shingles, signatures
 from medschool.recipe import Recipe
-from medschool.recipe.schema import NearDuplicates
+from medschool.recipe.corpus import NearDuplicates
 
 TASK_CPUS = 0.5
 READ_DOCUMENTS = 1024

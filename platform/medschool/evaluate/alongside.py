@@ -20,7 +20,7 @@ import numpy as np
 from medschool import storage
 from medschool.artifact import Artifact
 from medschool.evaluate.perplexity import document_losses
-from medschool.recipe.schema import Model
+from medschool.recipe.training import Model
 from medschool.tokens.on_ray import heldout_rows
 from medschool.track import Journal, TrackedRun, read_journal
 from medschool.train.model import load_model

@@ -34,7 +34,7 @@ from medschool.evaluate.harness import Asked, Encode, asked, scored
 from medschool.evaluate.protocol import GENERATED, Sitting, protocol_name
 from medschool.exams.harness import shots_of
 from medschool.exams.layout import DIRECT_INSTRUCTIONS, RATIONALE_INSTRUCTIONS, user_text
-from medschool.recipe.schema import Exam
+from medschool.recipe.evaluation import Exam
 from medschool.rows import ExamItem
 
 ITS_TEMPLATE = "the endpoint's own template"

@@ -30,7 +30,7 @@ from medschool.exams.make import items_of, read_items, read_shots
 from medschool.instructions.template import ChatTemplate, template_of
 from medschool.procedure import phase_sources, probed_variant
 from medschool.recipe import Recipe
-from medschool.recipe.schema import Model
+from medschool.recipe.training import Model
 from medschool.rows import PROBE_SCHEMA, ExamItem, Probe, table
 from medschool.seed import seed_of
 from medschool.tokens.on_ray import heldout_rows

@@ -28,7 +28,7 @@ from medschool.exams.layout import (
     user_text,
 )
 from medschool.exams.make import revision
-from medschool.recipe.schema import Exam
+from medschool.recipe.evaluation import Exam
 from medschool.rows import ExamItem
 
 GENERATED = "generated"

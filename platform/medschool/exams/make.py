@@ -22,7 +22,8 @@ from medschool.exams.select import content, select
 from medschool.exams.tabular import as_lines
 from medschool.formats import by_name
 from medschool.recipe import Recipe
-from medschool.recipe.schema import Exam, Files
+from medschool.recipe.corpus import Files
+from medschool.recipe.evaluation import Exam
 from medschool.rows import DROPPED_SCHEMA, EXAM_SCHEMA, Dropped, ExamItem, table
 
 ITEMS, DROPPED, SHOTS = "items.parquet", "dropped.parquet", "shots.parquet"

@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from medschool import storage
 from medschool.artifact import digest_of
-from medschool.recipe.schema import Teacher
+from medschool.recipe.instructions import Teacher
 
 FOLDER = "answers"
 """Below the store; shared by all sets, recipes and attempts."""

@@ -27,7 +27,7 @@ from medschool.instructions.answers import Answer
 from medschool.instructions.endpoint import Fault
 from medschool.instructions.spending import Ledger, OverBudget
 from medschool.instructions.teacher import Client
-from medschool.recipe.schema import Teacher
+from medschool.recipe.instructions import Teacher
 from medschool.rows import Conversation, Dropped, LeftOut, Message
 from medschool.seed import seed_of
 

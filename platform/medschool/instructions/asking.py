@@ -21,7 +21,7 @@ from medschool.artifact import write_parquet
 from medschool.instructions.ask import Ask, asked
 from medschool.instructions.check import Kept
 from medschool.instructions.spending import Ledger
-from medschool.recipe.schema import Teacher
+from medschool.recipe.instructions import Teacher
 from medschool.rows import CONVERSATION_SCHEMA, DROPPED_SCHEMA, Conversation, Dropped, Message, table
 
 Check = Callable[[dict[str, Any]], Dropped | None]

@@ -13,7 +13,7 @@ from itertools import islice
 from medschool.errors import StageError
 from medschool.instructions.check import Checked
 from medschool.instructions.portions import Reading
-from medschool.recipe.schema import BadFiles, Identifiers
+from medschool.recipe.corpus import BadFiles, Identifiers
 from medschool.rows import Dropped
 
 NAMED = 3

@@ -15,7 +15,7 @@ from typing import Any
 from medschool.instructions.contract import Findings, examine
 from medschool.instructions.mask import Masked, shortened
 from medschool.instructions.template import ChatTemplate, RefusedError
-from medschool.recipe.schema import Chats
+from medschool.recipe.instructions import Chats
 from medschool.rows import Dropped, Message
 
 STEPS = ("heldout", "refused", "no_answer", "too_long")

@@ -23,7 +23,7 @@ from pydantic import BaseModel, NonNegativeInt, ValidationError
 from medschool.errors import InputError, ServiceError
 from medschool.instructions.answers import Answer
 from medschool.instructions.spending import Ledger, prompt_bound
-from medschool.recipe.schema import Teacher
+from medschool.recipe.instructions import Teacher
 
 KEY = "MEDSCHOOL_TEACHER_KEY"
 CONNECT_S = 10.0

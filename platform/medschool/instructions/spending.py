@@ -19,7 +19,7 @@ from threading import Condition
 from typing import Any
 
 from medschool.instructions.answers import Answer
-from medschool.recipe.schema import Teacher
+from medschool.recipe.instructions import Teacher
 
 MESSAGE_TOKENS = 64
 

@@ -25,7 +25,7 @@ from medschool.errors import ServiceError, StoppedError
 from medschool.instructions.answers import Answer, keep_answer, key_of, read_answer
 from medschool.instructions.endpoint import Endpoint, Fault
 from medschool.instructions.spending import Ledger, most_tokens
-from medschool.recipe.schema import Teacher
+from medschool.recipe.instructions import Teacher
 
 PATIENCE_S = 120.0
 ATTEMPTS = 6

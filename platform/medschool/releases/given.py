@@ -20,7 +20,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from medschool import storage
+from medschool import s3, storage
 from medschool.errors import InputError
 from medschool.releases.medquad import json_lines
 from medschool.releases.sets import Release, Wanted
@@ -63,7 +63,7 @@ def _take(wanted: Wanted, path: str, opened: Opener, target: Path, earlier: str 
         if is_part:
             file.writelines(json_lines(content, path))
         else:
-            shutil.copyfileobj(content, file, storage.CHUNK_BYTES)
+            shutil.copyfileobj(content, file, s3.CHUNK_BYTES)
     return True
 
 

@@ -14,6 +14,7 @@
   serving see the same prompt; what a user types can never become a control token.
 - `on_ray` puts gate, api and engine into one Serve deployment: a replica is one process with one copy of the weights. `scaling`
   says how many there are, `rollout` and `probe` how a new version takes over, `watch` when one is replaced, `drain` how one goes.
+- `adapters`: low-rank adapters over that copy, each a model of its own to clients; by vLLM alone.
 
 What comes out is a language model's text, not for clinical use; every answer says so in a header.
 

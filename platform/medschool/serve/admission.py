@@ -28,6 +28,8 @@ MAX_BODY_BYTES = 2**20
 OPEN_PATHS = frozenset({"/health/live", *FILES})
 """What needs no key: liveness, and the page that asks for one."""
 NOTICE = "not for clinical use"
+VERSION = "x-medschool-model-version"
+"""Header that names the weights that answered; those of the model, where the answer does not name an adapter's."""
 CALLER = "medschool.caller"
 """Where the scope of a request that was let in holds its Caller."""
 GRACE_S = 5.0
@@ -147,7 +149,7 @@ class Gate:
             if message["type"] == "http.response.start":
                 self._metrics.requests.labels(path, str(message["status"])).inc()
                 headers = MutableHeaders(scope=message)
-                headers["x-medschool-model-version"] = self._version
+                headers.setdefault(VERSION, self._version)
                 headers["x-medschool-notice"] = NOTICE
                 headers["x-content-type-options"] = "nosniff"
                 headers["cache-control"] = "no-store"

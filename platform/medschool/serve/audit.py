@@ -21,7 +21,7 @@ import uuid
 from datetime import UTC, datetime
 from typing import Any
 
-from medschool import storage
+from medschool import s3, storage
 from medschool.errors import MedschoolError
 
 FOLDER = "audit"
@@ -66,7 +66,7 @@ class AuditLog:
         now = datetime.now(UTC)
         name = f"{now:%Y-%m-%d}/{now:%H%M%S}-{self._writer}-{self._tries:06}.jsonl"
         try:
-            with storage.patience(STORE_WAITS_S):
+            with s3.patience(STORE_WAITS_S):
                 storage.put_if_absent(storage.join(self._uri, name), ("\n".join(lines) + "\n").encode())
         except (MedschoolError, OSError) as error:
             logger.error("the audit log is not written, %s lines wait: %s", len(lines), error)

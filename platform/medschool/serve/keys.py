@@ -26,7 +26,7 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints, TypeAdapter, ValidationError
 
-from medschool import storage
+from medschool import s3, storage
 from medschool.errors import InputError, RecipeError
 
 PREFIX = "msk_"
@@ -143,7 +143,7 @@ class KeyRing:
     def reread(self) -> None:
         """Take over what changed in the store. A damaged record lets nobody in; a store that is away changes nothing."""
         try:
-            with storage.patience(STORE_WAITS_S):
+            with s3.patience(STORE_WAITS_S):
                 infos = storage.list_files(f"{self._uri}/*.json")
                 self._read = {info.uri: (info.tag, key) for info in infos if (key := self._key(info)) is not None}
         except Exception as error:  # whatever it is: a thread that ended here would never see a key revoked

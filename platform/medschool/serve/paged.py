@@ -112,7 +112,7 @@ class TransformersEngine(Engine):
             problem = f"token {highest} is none of the model's {known}, though the tokenizer has it"
             raise ServiceError(problem, "serve the tokenizer that the model was trained with", "engine")
 
-    async def score(self, tokens: Sequence[int], top: int) -> list[Likelihood | None]:
+    async def score(self, tokens: Sequence[int], top: int, adapter: str = "") -> list[Likelihood | None]:
         self.check()
         self._must_know(tokens)
         try:

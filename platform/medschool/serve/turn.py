@@ -69,8 +69,8 @@ class Turn:
 class Stream(StreamingResponse):
     """Server-sent events. Ends the turn when they end, however they end: also when the client left before the first one."""
 
-    def __init__(self, sent: AsyncGenerator[str], turn: Turn) -> None:
-        super().__init__(sent, media_type="text/event-stream")
+    def __init__(self, sent: AsyncGenerator[str], turn: Turn, headers: dict[str, str]) -> None:
+        super().__init__(sent, media_type="text/event-stream", headers=headers)
         self._sent, self._turn = sent, turn
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

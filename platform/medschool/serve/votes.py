@@ -25,7 +25,7 @@ from typing import Annotated, Any, Literal
 from fastapi import Request
 from pydantic import Field, ValidationError
 
-from medschool import storage
+from medschool import s3, storage
 from medschool.errors import MedschoolError
 from medschool.rows import Dropped
 from medschool.serve.admission import CALLER
@@ -84,7 +84,7 @@ class Votes:
 
 
 def _put(uri: str, data: bytes) -> None:
-    with storage.patience(STORE_WAITS_S):
+    with s3.patience(STORE_WAITS_S):
         storage.put_if_absent(uri, data)
 
 

@@ -103,9 +103,9 @@ class WatchedEngine:
         finally:
             self._answers.discard(answer)
 
-    async def score(self, tokens: Sequence[int], top: int) -> list[Likelihood | None]:
+    async def score(self, tokens: Sequence[int], top: int, adapter: str = "") -> list[Likelihood | None]:
         self.check()
-        return await self._engine.score(tokens, top)
+        return await self._engine.score(tokens, top, adapter)
 
     def check(self) -> None:
         if self._fault is not None:

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from medschool import storage
+from medschool import s3, storage
 from medschool.errors import StorageError
 
 KEPT_BYTES = 2 * 2**30
@@ -41,7 +41,7 @@ def local_shard(uri: str, sha256: str | None = None) -> Path:
     What is kept is a whole Arrow file: raises pa.ArrowInvalid when the stored object is none, InputError when it is not the one
     that `sha256` names, FileNotFoundError when there is none, StorageError when the store fails or this node's disk is full.
     """
-    if not storage.is_s3(uri):
+    if not s3.is_s3(uri):
         return Path(uri)
     name = hashlib.sha256(f"{os.environ.get('AWS_ENDPOINT_URL', '')} {uri}".encode()).hexdigest()[:32]
     path = cache_folder() / name

@@ -32,7 +32,7 @@ from ray.train import DataConfig
 from medschool.artifact import Artifact, ArtifactFile, Output, local_copy, write_file
 from medschool.duplicates import removed_ids
 from medschool.recipe import Recipe
-from medschool.recipe.schema import Tokens
+from medschool.recipe.corpus import Tokens
 from medschool.tokens.deal import Deal, Dealt, Group, Segment, deal_portion, plan_deal, segments, write_group
 from medschool.tokens.fast import SAMPLE_CHARS, Gate, fast_encode, open_gate
 from medschool.tokens.heldout import choose_heldout

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from medschool import storage
+from medschool import s3, storage
 from medschool.errors import InputError
 
 T = TypeVar("T")
@@ -97,10 +97,10 @@ def _row_groups(uri: str, groups: list[int]) -> pa.Table:
     return open_parquet(uri, lambda file: file.read_row_groups(groups, columns=["id", "text"]))
 
 
-@storage.guard
+@s3.guard
 def open_parquet(uri: str, read: Callable[[pq.ParquetFile], T]) -> T:
     """`read` of an open Parquet file, of which only the needed ranges are fetched."""
-    with storage.filesystem(uri).open(uri, "rb", cache_type="none") as stream:
+    with s3.filesystem(uri).open(uri, "rb", cache_type="none") as stream:
         try:
             return read(pq.ParquetFile(stream))
         except pa.ArrowException as error:

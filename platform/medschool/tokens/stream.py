@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from medschool import storage
+from medschool import s3
 from medschool.artifact import Artifact
 from medschool.tokens.kept import fetch_soon
 from medschool.tokens.order import Order, RowRef
@@ -75,7 +75,7 @@ def read_block(feed: Feed, batch: int, rank: int, world_size: int) -> pa.Table:
 
 def fetch_shards_of(feed: Feed, batch: int) -> None:
     """Have the shards of a batch to come fetched to this node while others are read; those on local disk are there."""
-    if not storage.is_s3(next(iter(feed.shard_uris.values()))[0]):
+    if not s3.is_s3(next(iter(feed.shard_uris.values()))[0]):
         return
     for source, shard in sorted({(ref.source, ref.shard) for ref in feed.order.batch(batch)}):
         uri = feed.shard_uris[source][shard]

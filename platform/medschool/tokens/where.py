@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from medschool import storage
+from medschool import s3, storage
 from medschool.artifact import Artifact
 from medschool.errors import InputError
 from medschool.tokens.shards import BATCH_ROWS, HELDOUT, INDEX, Index, parse_index, read_table, where_path
@@ -71,11 +71,11 @@ def pieces_of(made: Artifact, index: Index, ids: Collection[str]) -> dict[str, l
     return found
 
 
-@storage.guard
+@s3.guard
 def _pieces(uri: str, shard: int, rows: list[int], ids: set[str]) -> list[tuple[str, Piece]]:
     """The pieces of some documents in some rows of a shard."""
     found = []
-    with storage.filesystem(uri).open(uri, "rb") as file:
+    with s3.filesystem(uri).open(uri, "rb") as file:
         schema = pa.ipc.open_file(file).schema
         fields = [schema.get_field_index(name) for name in ("doc_ids", "doc_lengths")]
         reader = pa.ipc.open_file(file, options=pa.ipc.IpcReadOptions(included_fields=fields))

@@ -12,7 +12,7 @@ from typing import Literal
 
 from medschool.errors import PlanError
 from medschool.recipe import Recipe
-from medschool.recipe.schema import Training
+from medschool.recipe.training import Training
 
 ATTENTION = ("sdpa", "eager", "flex_attention", "flash_attention_2")
 FEATURES = (*ATTENTION, "bf16", "compile", "liger", "lora")

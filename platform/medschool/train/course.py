@@ -5,9 +5,12 @@ from dataclasses import dataclass
 from medschool.artifact import Artifact
 from medschool.procedure import Phase, training
 from medschool.recipe import Recipe
-from medschool.recipe.schema import Training
+from medschool.recipe.training import Training
 from medschool.tokens.order import Order
 from medschool.track import TrackedRun
+
+JOURNAL = "metrics.jsonl"
+"""Measurements of every step, in the finished artifact; saved with each training state, so that a resumed run has all of them."""
 
 
 @dataclass(frozen=True)

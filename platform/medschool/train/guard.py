@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from medschool.ledger import Ledger
-from medschool.recipe.schema import Guard
+from medschool.recipe.training import Guard
 
 
 @dataclass(frozen=True)

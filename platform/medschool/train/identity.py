@@ -15,7 +15,7 @@ from typing import Any
 from medschool.artifact import Artifact, digest_of
 from medschool.errors import PlanError
 from medschool.ledger import Ledger
-from medschool.recipe.schema import Tuning
+from medschool.recipe.training import Tuning
 from medschool.train.checkpoint import Position, read_state
 from medschool.train.course import Course
 

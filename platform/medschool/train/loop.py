@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 from medschool.errors import StageError
-from medschool.recipe.schema import Guard
+from medschool.recipe.training import Guard
 from medschool.tokens.order import Order
 from medschool.tokens.shards import tokens_of, trained_of
 from medschool.tokens.stream import rank_slice

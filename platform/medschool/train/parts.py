@@ -17,7 +17,7 @@ from medschool.errors import StorageError
 
 FIRST_LOOK_S, LONGEST_LOOK_S = 0.05, 2.0
 WAIT_FOR_RANKS_S = 900.0
-"""How long rank 0 waits after its own upload: longer than storage.PATIENCE_S for the files, and again for the word on them."""
+"""How long rank 0 waits after its own upload: longer than s3.PATIENCE_S for the files, and again for the word on them."""
 
 
 @dataclass(frozen=True)

@@ -49,11 +49,11 @@ class Record:
         """What runs inside is named in the time of the next step's line."""
         return self._meter.part(name)
 
-    def step(self, step: Step, skipped_batches: int) -> None:
-        """Tell of one step. `skipped_batches`: of the whole run until here."""
+    def step(self, step: Step, skipped_batches: int, failed_checkpoints: int) -> None:
+        """Tell of one step. `skipped_batches`: of the whole run until here; `failed_checkpoints`: in a row."""
         if self._rank != 0:
             return
-        values = self.values(step, skipped_batches)
+        values = self.values(step, skipped_batches) | {"failed_checkpoints": failed_checkpoints}
         self._journal.log(step.step, values)
         if self._show:
             self._show({"step": step.step, **values})

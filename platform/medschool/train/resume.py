@@ -8,9 +8,10 @@ from typing import Any
 from medschool.errors import InputError, PlanError
 from medschool.ledger import LEDGER, Ledger, go_on, parse_ledger
 from medschool.train.checkpoint import Position, fetch_state, random_file, read_state, withdraw_state
+from medschool.train.course import JOURNAL
 from medschool.train.random_state import restore
 from medschool.train.reshape import fetch_joined, loading_joined, needs_reshape
-from medschool.train.saving import JOURNAL, TAG
+from medschool.train.saving import TAG
 
 
 def load_state(engine: Any, start: Position, ledger: Ledger, rank: int, scratch: Path, say: Callable[[str], None]) -> Ledger:
