@@ -27,12 +27,15 @@ def serve(run: Run) -> None:
         health_period_s=spec.health_period_s,
         dtype=run.recipe.model.dtype,
         gpus=spec.gpus,
+        adapters=spec.adapters,
         num_cpus=spec.num_cpus,
         python=spec.python or "",
     )
     tls = Tls(spec.tls.certificate, spec.tls.key) if spec.tls else None
-    url = deploy(args, int(os.environ.get("MEDSCHOOL_SERVE_PORT", DEFAULT_PORT)), tls)
-    run.say(f"serving {args.model or 'an echo without weights'} at {url} (not for clinical use)")
+    with run.span("serve"):
+        url = deploy(args, int(os.environ.get("MEDSCHOOL_SERVE_PORT", DEFAULT_PORT)), tls)
+    beside = f", with {', '.join(args.adapters)} beside it," if args.adapters else ""
+    run.say(f"serving {args.model or 'an echo without weights'}{beside} at {url} (not for clinical use)")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+import ray
 from flood import Client, Held, Told, flood, held, room_for_files, serving, slope, watched
 from paced import Paced
 from ray import serve
@@ -218,6 +219,15 @@ def test_serve_listens_on_loopback_alone(url: str) -> None:
     family = [psutil.Process(), *psutil.Process().children(recursive=True)]
     sockets = [each for process in family for each in process.net_connections("tcp") if each.status == psutil.CONN_LISTEN]
     assert {each.laddr.ip for each in sockets if each.laddr.port == port} == {"127.0.0.1"}
+
+
+def test_a_replica_listens_at_the_address_of_its_node(url: str) -> None:
+    """But for the port that Ray opens in each of its workers; `medschool up` has that one on loopback too (tests/e2e)."""
+    family = psutil.Process().children(recursive=True)
+    replicas = [process for process in family if "ray::ServeReplica:chat:" in " ".join(process.cmdline())]
+    sockets = [each for process in replicas for each in process.net_connections("tcp") if each.status == psutil.CONN_LISTEN]
+    found = Counter(each.laddr.ip.removeprefix("::ffff:") for each in sockets)
+    assert found[ray.util.get_node_ip_address()] > 0 and found["::"] == len(replicas)
 
 
 # ---- what is written down

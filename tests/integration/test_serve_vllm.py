@@ -12,6 +12,7 @@ import asyncio
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -19,12 +20,13 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import openai
 import psutil
 import pytest
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from ray import serve
 from served import free_port
 from test_serve import KEY, QUESTION, commit, greedy_reference, log_probabilities
@@ -34,9 +36,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from medschool.errors import InputError, RecipeError, ServiceError
 from medschool.recipe import load
+from medschool.serve.adapters import Pulled
 from medschool.serve.engine import Likelihood, Sampling, Step
 from medschool.serve.keys import hash_key
-from medschool.serve.on_ray import APP_NAME, ChatArgs, _resources, deploy
+from medschool.serve.on_ray import APP_NAME, ChatArgs, Deployed, _resolved, _resources, deploy
 from medschool.serve.template import CheckpointText
 from medschool.serve.vllm_engine import VllmEngine
 
@@ -76,6 +79,38 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+ADAPTERS = {"ward": 4, "lab": 8}
+"""Ranks by name."""
+
+
+@pytest.fixture(scope="module")
+def adapters(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Random adapters over the model as peft saves them, strong enough to change its answers."""
+    made = tmp_path_factory.mktemp("adapters")
+    for seed, (name, rank) in enumerate(ADAPTERS.items()):
+        torch.manual_seed(seed)
+        config = LoraConfig(
+            r=rank,
+            lora_alpha=2 * rank,
+            target_modules=["q_proj", "v_proj", "down_proj"],
+            task_type="CAUSAL_LM",
+            init_lora_weights=False,
+        )
+        get_peft_model(LlamaForCausalLM.from_pretrained(folder), config).save_pretrained(made / name)
+    return {name: made / name for name in ADAPTERS}
+
+
+def adapted(folder: Path, adapter: Path) -> Any:
+    return PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32), adapter).eval()
+
+
+def adapted_reference(folder: Path, adapter: Path, prompt: list[int], max_tokens: int) -> list[int]:
+    """What peft and transformers write, greedily."""
+    ids = torch.tensor([prompt])
+    made = adapted(folder, adapter).generate(input_ids=ids, max_new_tokens=max_tokens, do_sample=False, pad_token_id=0)
+    return [int(token) for token in made[0, len(prompt) :]]
+
+
 # ---- the engine alone
 
 
@@ -88,8 +123,9 @@ def run() -> Iterator[Run]:
 
 
 @pytest.fixture(scope="module")
-def engine(folder: Path, run: Run) -> Iterator[VllmEngine]:
-    started = VllmEngine.start(folder, [2], CONTEXT, places=4, dtype="fp32")
+def engine(folder: Path, adapters: dict[str, Path], run: Run) -> Iterator[VllmEngine]:
+    pulled = [Pulled(name, path, ADAPTERS[name]) for name, path in adapters.items()]
+    started = VllmEngine.start(folder, [2], CONTEXT, places=4, dtype="fp32", adapters=pulled)
     yield started
     started.stop()
 
@@ -114,6 +150,29 @@ def test_many_at_once_are_each_what_transformers_generates(engine: VllmEngine, f
         assert tokens_of(steps) == greedy_reference(folder, prompt, 20)
         assert [bool(step.finish) for step in steps] == [False] * (len(steps) - 1) + [True]
         assert len(steps) > 5, "it did not stream"
+
+
+@engine_alone
+def test_adapters_and_the_plain_model_answer_in_one_batch_as_peft_does(
+    engine: VllmEngine, folder: Path, adapters: dict[str, Path], run: Run
+) -> None:
+    prompt = list(range(5, 25))
+    names = ["ward", "", "lab", "ward"]
+
+    async def all_of_them() -> list[list[Step]]:
+        return await asyncio.gather(*(collected(engine, prompt, Sampling(20, adapter=name)) for name in names))
+
+    found = dict(zip(names, map(tokens_of, run(all_of_them())), strict=True))
+    assert found == {
+        "": greedy_reference(folder, prompt, 20),
+        **{name: adapted_reference(folder, adapter, prompt, 20) for name, adapter in adapters.items()},
+    }
+    assert len(set(map(tuple, found.values()))) == 3, "the adapters change nothing"
+    scored = run(engine.score(prompt, 0, "lab"))
+    with torch.no_grad():
+        expected = adapted(folder, adapters["lab"])(torch.tensor([prompt])).logits[0].log_softmax(-1)
+    own = [float(expected[place, token]) for place, token in enumerate(prompt[1:])]
+    assert [one.logprob for one in scored[1:]] == pytest.approx(own, abs=1e-2)
 
 
 @engine_alone
@@ -232,33 +291,57 @@ def test_a_killed_engine_is_seen_and_its_answers_fail(folder: Path, engine: Vllm
 
 
 def test_the_recipe_says_what_a_replica_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from jobs.run import Run
     from jobs.serve import serve as serve_job
 
     asked: list[ChatArgs] = []
     monkeypatch.setattr("medschool.serve.on_ray.deploy", lambda args, port, tls: asked.append(args) or "http://x")
     (tmp_path / "tiny.yaml").write_text(RECIPE)
     named = ["serve.engine=vllm", "serve.gpus=2", "serve.num_cpus=4", "serve.python=/v/bin/python"]
+    named += ["serve.adapters={ward: raw/ward}"]
     for overrides in ([], named):
-        run: Any = SimpleNamespace(recipe=load(tmp_path / "tiny.yaml", overrides), say=lambda line: None)
+        run = Run(load(tmp_path / "tiny.yaml", overrides), "", cast("Any", SimpleNamespace(put=lambda line: None)))
         serve_job(run)
     plain, vllm = map(_resources, asked)
     assert plain == {"num_cpus": 1, "num_gpus": 0}, "the cluster's own Python"
     assert vllm == {"num_cpus": 4, "num_gpus": 2, "runtime_env": {"py_executable": "/v/bin/python"}}
     with pytest.raises(RecipeError, match="only `engine: vllm` serves on GPUs"):
         load(tmp_path / "tiny.yaml", ["serve.gpus=1"])
-    with pytest.raises(ValueError, match="only the vllm engine"):
-        ChatArgs(model="m", gpus=1)
+    assert [args.adapters for args in asked] == [{}, {"ward": "raw/ward"}]
+    for wrong in ({"gpus": 1}, {"adapters": {"ward": "raw/ward"}}):
+        with pytest.raises(ValueError, match="only the vllm engine"):
+            ChatArgs(model="m", **wrong)
+    with pytest.raises(ValueError, match="has the name of the model"):
+        ChatArgs(model="m", engine="vllm", served_name="ward", adapters={"ward": "raw/ward"})
+
+
+def test_another_adapter_is_another_deployment_and_the_same_one_is_not(
+    folder: Path, adapters: dict[str, Path], tmp_path: Path
+) -> None:
+    model, mine = commit(tmp_path, folder, "b" * 16), Path(shutil.copytree(adapters["ward"], tmp_path / "raw" / "ward"))
+
+    def resolved(**named: str) -> Deployed:
+        keys = (hash_key(KEY),)
+        return _resolved(ChatArgs(model=model, engine="vllm", adapters=named, api_key_sha256=keys, store=str(tmp_path)))
+
+    one, same = resolved(ward="raw/ward"), resolved(ward="raw/ward")
+    assert [(beside.name, beside.rank) for beside in one.beside] == [("ward", 4)]
+    assert one.identity == same.identity and one.version != same.version
+    assert len({one.identity, resolved().identity, resolved(clinic="raw/ward").identity}) == 3
+    shutil.copyfile(adapters["lab"] / "adapter_model.safetensors", mine / "adapter_model.safetensors")
+    assert resolved(ward="raw/ward").identity != one.identity
 
 
 # ---- the application on Ray Serve, its replica in the environment with vLLM
 
 
 @pytest.fixture(scope="module")
-def url(folder: Path, tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Iterator[str]:
+def url(folder: Path, adapters: dict[str, Path], tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Iterator[str]:
     args = ChatArgs(
         model=commit(tmp_path_factory.mktemp("store"), folder, "a" * 16),
         served_name="tiny",
         engine="vllm",
+        adapters={name: str(path) for name, path in adapters.items()},
         python=PYTHON,
         dtype="fp32",
         max_context_tokens=CONTEXT,
@@ -295,6 +378,20 @@ def test_served_answers_are_those_of_transformers(client: openai.OpenAI, folder:
     assert len(answer(client, n=3, temperature=1).choices) == 3
     stop = served.choices[0].message.content[5:8]
     assert answer(client, stop=[stop]).choices[0].message.content == served.choices[0].message.content.partition(stop)[0]
+
+
+@on_serve
+def test_an_adapter_is_served_by_its_name(client: openai.OpenAI, folder: Path, adapters: dict[str, Path]) -> None:
+    assert [one.id for one in client.models.list().data] == ["tiny", *ADAPTERS]
+    text = CheckpointText(folder)
+    prompt = text.encode(QUESTION)
+    for name, adapter in adapters.items():
+        expected = text.decode(adapted_reference(folder, adapter, prompt, 24))
+        assert expected != text.decode(greedy_reference(folder, prompt, 24))
+        found = answer(client, model=name)
+        assert (found.model, found.choices[0].message.content) == (name, expected)
+    with pytest.raises(openai.NotFoundError):
+        answer(client, model="clinic")
 
 
 @on_serve

@@ -11,6 +11,7 @@ from tiny import write_model
 
 from medschool import artifact
 from medschool.artifact import Output, upload_folder
+from medschool.recipe.serving import Serve
 from medschool.serve.admission import Limits
 from medschool.serve.api import ModelInfo, build_api
 from medschool.serve.engine import EchoEngine
@@ -53,9 +54,17 @@ def test_an_adopted_base_model_is_served_as_a_training_is(tmp_path: Path) -> Non
 
 
 def test_the_two_applications_are_what_serve_takes() -> None:
-    (lines,) = blocks("yaml")
+    lines, _ = blocks("yaml")
     chat, base = yaml.safe_load(lines)["applications"]
     assert (chat["route_prefix"], base["route_prefix"]) == ("/", "/base")
     for application in (chat, base):
         assert application["import_path"] == "serve_apps.chat:app"
         ChatArgs.model_validate(application["args"])
+
+
+def test_the_adapters_are_what_a_recipe_and_the_application_take() -> None:
+    _, lines = blocks("yaml")
+    told = yaml.safe_load(lines)["serve"]
+    spec = Serve.model_validate(told)
+    assert list(spec.adapters) == ["ward", "theirs"]
+    ChatArgs.model_validate({"model": "m"} | {key: told[key] for key in ("engine", "python", "adapters")})

@@ -7,7 +7,7 @@ always say the same. When the reader goes away, or one job fails, the tasks are 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from medschool.serve.engine import Engine, Finish, Likelihood, Sampling
 from medschool.serve.template import Answer, Text
@@ -18,6 +18,7 @@ class Job:
     """One choice to write.
 
     sampling: None where nothing is to be written, only the prompt given back. echo: the prompt's text, where it is to come first.
+    adapter: which one answers, as in `Sampling`.
     """
 
     prompt: tuple[int, ...]
@@ -25,6 +26,7 @@ class Job:
     stops: tuple[str, ...] = ()
     echo: str | None = None
     top_logprobs: int | None = None
+    adapter: str = ""
 
     @property
     def most_tokens(self) -> int:
@@ -85,13 +87,13 @@ async def answers(engine: Engine, text: Text, jobs: Sequence[Job], timeout_s: fl
 async def _choice(engine: Engine, text: Text, job: Job, index: int) -> AsyncGenerator[Piece]:
     start = len(job.echo or "")
     if job.echo is not None:
-        scored = [] if job.top_logprobs is None else await engine.score(job.prompt, job.top_logprobs)
+        scored = [] if job.top_logprobs is None else await engine.score(job.prompt, job.top_logprobs, job.adapter)
         finish: Finish | None = None if job.sampling else "length"
         yield Piece(index, job.echo, 0, finish, _placed(text, job.prompt, scored))
     if job.sampling is None:
         return
     answer = Answer(text, job.stops)
-    async with aclosing(engine.generate(job.prompt, job.sampling)) as steps:
+    async with aclosing(engine.generate(job.prompt, replace(job.sampling, adapter=job.adapter))) as steps:
         async for step in steps:
             fresh, said = "", []
             for place, token in enumerate(step.tokens):

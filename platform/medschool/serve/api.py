@@ -23,7 +23,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
 from medschool.errors import ServiceError
-from medschool.serve.admission import CALLER, NOTICE, Caller, Gate, Limits
+from medschool.serve.admission import CALLER, NOTICE, VERSION, Caller, Gate, Limits
 from medschool.serve.answers import Job, answers
 from medschool.serve.audit import AuditLog, prompt_hash
 from medschool.serve.chat import ChatForm, ChatRequest
@@ -45,11 +45,20 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What is served. name: the `model` clients ask for. version: names the weights. created_s: Unix time."""
+    """What is served. name: the `model` clients ask for. version: names the weights. created_s: Unix time.
+
+    parent: name of the model that it is an adapter of; empty for a whole one.
+    """
 
     name: str
     version: str
     created_s: int
+    parent: str = ""
+
+    @property
+    def adapter(self) -> str:
+        """Its name to the engine."""
+        return self.name if self.parent else ""
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -59,6 +68,7 @@ class ModelInfo:
             "owned_by": "medschool",
             "version": self.version,
             "notice": NOTICE,
+            **({"parent": self.parent} if self.parent else {}),
         }
 
 
@@ -71,18 +81,31 @@ def build_api(
     audit: AuditLog | None = None,
     votes: str = "",
     metrics: Metrics | None = None,
+    adapters: Sequence[ModelInfo] = (),
 ) -> ASGIApp:
-    """The ASGI app of one model. keys: who may ask; without any, nobody can. audit, votes: where those are kept."""
+    """The ASGI app of one model, and of adapters over it.
+
+    keys: who may ask; without any, nobody can. audit, votes: where those are kept.
+    """
     metrics = metrics or Metrics()
-    return Gate(build_routes(engine, text, info, limits, metrics, audit, votes), keys, limits, info.version, metrics)
+    routes = build_routes(engine, text, info, limits, metrics, audit, votes, adapters)
+    return Gate(routes, keys, limits, info.version, metrics)
 
 
 def build_routes(
-    engine: Engine, text: Text, info: ModelInfo, limits: Limits, metrics: Metrics, audit: AuditLog | None = None, votes: str = ""
+    engine: Engine,
+    text: Text,
+    info: ModelInfo,
+    limits: Limits,
+    metrics: Metrics,
+    audit: AuditLog | None = None,
+    votes: str = "",
+    adapters: Sequence[ModelInfo] = (),
 ) -> FastAPI:
     """What lies behind the gate. Nothing but `build_api` may serve it: it asks for no key."""
     api = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
-    service, tokenizer = _Service(engine, text, info, limits, metrics, audit), TokenizerApi(text, limits.context_tokens)
+    service = _Service(engine, text, (info, *adapters), limits, metrics, audit)
+    tokenizer = TokenizerApi(text, limits.context_tokens)
     api.get("/health/live")(service.live)
     api.get("/health/ready")(service.ready)
     api.get("/metrics", response_model=None)(service.metrics)
@@ -103,9 +126,10 @@ class _Service:
     """The routes, and the count of answers in flight."""
 
     def __init__(
-        self, engine: Engine, text: Text, info: ModelInfo, limits: Limits, metrics: Metrics, audit: AuditLog | None
+        self, engine: Engine, text: Text, models: Sequence[ModelInfo], limits: Limits, metrics: Metrics, audit: AuditLog | None
     ) -> None:
-        self._engine, self._text, self._info, self._limits = engine, text, info, limits
+        self._engine, self._text, self._info, self._limits = engine, text, models[0], limits
+        self._models = {one.name: one for one in models}
         self._metrics, self._audit = metrics, audit
         self._in_flight = 0
 
@@ -126,28 +150,27 @@ class _Service:
         return Response(self._metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def models(self) -> dict[str, Any]:
-        return {"object": "list", "data": [self._info.as_json()]}
+        return {"object": "list", "data": [one.as_json() for one in self._models.values()]}
 
     async def model(self, name: str) -> dict[str, Any]:
-        self._must_be_served(name)
-        return self._info.as_json()
+        return self._served(name).as_json()
 
     async def chat(self, request: Request) -> Response:
         asked = read(ChatRequest, await request.body(), self._engine)
-        self._must_be_served(asked.model)
+        served = self._served(asked.model)
         messages = [message.as_template() for message in asked.messages]
         room = self._limits.context_tokens - 1  # at least one token must fit behind the prompt
         size = sum(len(message["content"]) for message in messages)
         prompt = fitting(lambda: self._text.encode(messages), size, self._text, room, "messages")
         most = min(asked.most_tokens or room, self._limits.context_tokens - len(prompt))
         draws = [asked.sampling(index, most, self._text.vocab_size, asked.top) for index in range(asked.choices)]
-        jobs = [Job(tuple(prompt), sampling, tuple(asked.stop)) for sampling in draws]
-        form = ChatForm(self._head("chatcmpl"), self._text)
+        jobs = [Job(tuple(prompt), sampling, tuple(asked.stop), adapter=served.adapter) for sampling in draws]
+        form = ChatForm(self._head("chatcmpl", served), self._text)
         return await self._answered(request, asked, jobs, len(prompt), messages, form)
 
     async def completions(self, request: Request) -> Response:
         asked = read(CompletionRequest, await request.body(), self._engine)
-        self._must_be_served(asked.model)
+        served = self._served(asked.model)
         most, prompts = asked.most_tokens, asked.prompts
         if not most and not asked.echo:
             raise ApiError(400, "0 is for `echo` alone", "max_tokens", "invalid_value")
@@ -156,11 +179,11 @@ class _Service:
         room = self._limits.context_tokens - (most > 0)
         encoded = [self._prompt(prompt, room) for prompt in prompts]
         jobs = [
-            self._job(asked, ids, prompt, index)
+            self._job(asked, ids, prompt, index, served.adapter)
             for prompt, ids in zip(prompts, encoded, strict=True)
             for index in range(asked.choices)
         ]
-        form = CompletionForm(self._head("cmpl"), self._text, asked.logprobs)
+        form = CompletionForm(self._head("cmpl", served), self._text, asked.logprobs)
         return await self._answered(request, asked, jobs, sum(map(len, encoded)), prompts, form)
 
     def _prompt(self, prompt: str | list[int], room: int) -> list[int]:
@@ -172,29 +195,33 @@ class _Service:
             raise ApiError(400, f"the vocabulary has {self._text.vocab_size} tokens", "prompt", "invalid_value")
         return prompt
 
-    def _job(self, asked: CompletionRequest, ids: list[int], prompt: str | list[int], index: int) -> Job:
+    def _job(self, asked: CompletionRequest, ids: list[int], prompt: str | list[int], index: int, adapter: str) -> Job:
         most = min(asked.most_tokens, self._limits.context_tokens - len(ids))
         sampling = asked.sampling(index, most, self._text.vocab_size, asked.logprobs) if most else None
         echo = (prompt if isinstance(prompt, str) else self._text.decode(ids)) if asked.echo else None
-        return Job(tuple(ids), sampling, tuple(asked.stop), echo, asked.logprobs)
+        return Job(tuple(ids), sampling, tuple(asked.stop), echo, asked.logprobs, adapter)
 
-    def _head(self, kind: str) -> Head:
-        return Head(f"{kind}-{uuid.uuid4().hex}", int(time.time()), self._info.name, self._info.version)
+    def _head(self, kind: str, served: ModelInfo) -> Head:
+        return Head(f"{kind}-{uuid.uuid4().hex}", int(time.time()), served.name, served.version)
 
-    def _must_be_served(self, name: str) -> None:
-        if name != self._info.name:
-            raise ApiError(404, f"this server has one model, {self._info.name!r}", "model", "model_not_found")
+    def _served(self, name: str) -> ModelInfo:
+        """The model or adapter of this name. Raises ApiError 404."""
+        if name not in self._models:
+            known = ", ".join(map(repr, self._models))
+            raise ApiError(404, f"it is not served here; what is: {known}", "model", "model_not_found")
+        return self._models[name]
 
     async def _answered(
         self, request: Request, asked: Drawn, jobs: Sequence[Job], prompt_tokens: int, subject: Any, form: Form
     ) -> Response:
         """The answer to an admitted request: events, or one object. subject: what is hashed for the audit log."""
-        turn = self._admit(request, jobs, prompt_tokens, subject)
+        turn = self._admit(request, jobs, prompt_tokens, subject, form.head)
+        version = {VERSION: form.head.system_fingerprint}
         pieces = turn.counted(answers(self._engine, self._text, jobs, self._limits.answer_timeout_s))
         if asked.stream:
-            return Stream(events(form, len(jobs), prompt_tokens, pieces, asked.include_usage), turn)
+            return Stream(events(form, len(jobs), prompt_tokens, pieces, asked.include_usage), turn, version)
         try:
-            return JSONResponse(await whole(form, len(jobs), prompt_tokens, pieces))
+            return JSONResponse(await whole(form, len(jobs), prompt_tokens, pieces), headers=version)
         except ServiceError as error:
             logger.error("answer %s failed: %s", form.head.id, error)
             raise ApiError(500, "the model failed; try again", code="engine_fault") from error
@@ -204,7 +231,7 @@ class _Service:
         finally:
             turn.end()
 
-    def _admit(self, request: Request, jobs: Sequence[Job], prompt_tokens: int, subject: Any) -> Turn:
+    def _admit(self, request: Request, jobs: Sequence[Job], prompt_tokens: int, subject: Any, head: Head) -> Turn:
         """Places in the engine and in the key's limits, until the turn ends. Raises ApiError 429, 400 or 503."""
         caller: Caller = request.scope[CALLER]
         count = len(jobs)
@@ -225,7 +252,7 @@ class _Service:
             self._measure(turn, prompt_tokens)
             if self._audit:
                 self._audit.append(
-                    request_id=caller.request_id, key=caller.name, path=path, model=self._info.name, version=self._info.version,
+                    request_id=caller.request_id, key=caller.name, path=path, model=head.model, version=head.system_fingerprint,
                     prompt_sha256=digest, prompt_tokens=prompt_tokens, answers=count, answer_tokens=turn.tokens,
                     outcome=turn.outcome, seconds=round(turn.seconds, 3),
                 )  # fmt: skip

@@ -14,12 +14,12 @@ minutes) stops them at once, and requests wait in the proxies until others have 
 """
 
 import argparse
-import subprocess
 import sys
 import time
-from pathlib import Path
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from medschool.cluster.drain import drain_node
 from medschool.errors import ServiceError
 from medschool.serve.on_ray import APP_NAME
 
@@ -34,18 +34,13 @@ def drain_application() -> None:
         serve.delete(APP_NAME)  # routes go at once, replicas after their answers
 
 
-def drain_node(address: str, node_id: str, deadline_s: float) -> None:
-    """Wait until no replica is left on a node. Needs a connection to Ray.
+def clear_node(address: str, node_id: str, deadline_s: float) -> None:
+    """Drain a node and wait until no replica is left on it. Needs a connection to Ray.
 
     address: of Ray's head, `host:port`. node_id: hex, as `ray list nodes` shows it. deadline_s: longest wait, at least 1 s.
     Raises ServiceError when Ray does not know or drain the node, or replicas are left at the deadline.
     """
-    program = str(Path(sys.executable).with_name("ray"))
-    reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "medschool.serve.drain"]
-    words = ["--address", address, "--node-id", node_id, *reason, "--deadline-remaining-seconds", str(int(deadline_s))]
-    asked = subprocess.run([program, "drain-node", *words], capture_output=True, text=True, check=False)
-    if asked.returncode:
-        raise ServiceError(f"Ray does not drain the node ({_last_line(asked.stderr)})", "see `ray list nodes`", node_id)
+    drain_node(address, node_id, datetime.now(UTC) + timedelta(seconds=deadline_s), "medschool.serve.drain")
     deadline = time.monotonic() + deadline_s
     while left := [replica for replica in _replicas() if replica.get("node_id") == node_id]:
         if time.monotonic() > deadline:
@@ -61,10 +56,6 @@ def _replicas() -> list[dict[str, Any]]:
     return [replica for app in apps.values() for part in app["deployments"].values() for replica in part["replicas"]]
 
 
-def _last_line(text: str) -> str:
-    return (text.strip().splitlines() or ["no reason given"])[-1]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Running answers finish, then it returns.")
     parser.add_argument("node", nargs="?", help="the node's id; the whole application when left out")
@@ -75,7 +66,7 @@ def main() -> None:
     context = ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
     try:
         if args.node:
-            drain_node(context.address_info["gcs_address"], args.node, args.deadline_s)
+            clear_node(context.address_info["gcs_address"], args.node, args.deadline_s)
         else:
             drain_application()
     except ServiceError as error:

@@ -49,6 +49,8 @@ class Sampling:
     """So many of the most likely tokens come with each token, and its own log-probability; None asks for neither."""
     schema: str | None = None
     """JSON schema, as text, that the answer must fit; None for any text."""
+    adapter: str = ""
+    """Name of the adapter that writes it, over the model; empty for the model as it is."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,11 @@ class Engine(Protocol):
         """Steps of one answer; exactly the last has `finish`. Raises ServiceError when the engine fails on the way."""
         ...
 
-    async def score(self, tokens: Sequence[int], top: int) -> list[Likelihood | None]:
-        """How likely each token is after those before it; None for the first. Raises ServiceError when the engine fails."""
+    async def score(self, tokens: Sequence[int], top: int, adapter: str = "") -> list[Likelihood | None]:
+        """How likely each token is after those before it; None for the first. adapter: as in `Sampling`.
+
+        Raises ServiceError when the engine fails.
+        """
         ...
 
     def check(self) -> None:
@@ -111,7 +116,7 @@ class EchoEngine(Engine):
             likely = () if sampling.top_logprobs is None else (self._likelihood(token, sampling.top_logprobs),)
             yield Step((token,), end if position == len(answer) else None, likely)
 
-    async def score(self, tokens: Sequence[int], top: int) -> list[Likelihood | None]:
+    async def score(self, tokens: Sequence[int], top: int, adapter: str = "") -> list[Likelihood | None]:
         return [None, *(self._likelihood(token, top) for token in tokens[1:])]
 
     def _likelihood(self, token: int, top: int) -> Likelihood:

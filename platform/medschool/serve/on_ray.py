@@ -18,6 +18,7 @@ import os
 import secrets
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
@@ -28,12 +29,14 @@ from starlette.types import ASGIApp
 
 from medschool import artifact, registry, storage
 from medschool.errors import InputError, ServiceError
-from medschool.serve import audit, keys, rollout, scaling, votes
+from medschool.recipe.serving import MODEL_NAME, ServedName
+from medschool.serve import adapters, audit, keys, rollout, scaling, votes
 from medschool.serve.admission import GRACE_S, Limits
 from medschool.serve.api import ModelInfo, build_api
 from medschool.serve.engine import EchoEngine, Engine
 from medschool.serve.gauges import shown_on_ray
 from medschool.serve.metrics import Metrics
+from medschool.serve.own_address import listen_on_own_address
 from medschool.serve.probe import probe
 from medschool.serve.template import BytesText, CheckpointText, Text
 from medschool.serve.watch import LOOK_S, WatchedEngine
@@ -60,12 +63,15 @@ class ChatArgs(BaseModel):
 
     model: str = ""
     """`models:/NAME@ALIAS`, or the URI of a manifest. Empty for the echo engine."""
-    served_name: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")] = "medschool"
+    served_name: ServedName = MODEL_NAME
     """The `model` that clients ask for."""
     engine: Literal["transformers", "vllm", "echo"] = "transformers"
     """`vllm` is for GPUs and many answers at once; `echo` repeats the prompt: a load trial of everything but the model."""
     gpus: Annotated[int, Field(ge=0)] = 0
     """GPUs of a replica, over which vLLM splits the model; 0 computes on CPUs."""
+    adapters: dict[ServedName, str] = {}
+    """Low-rank adapters that are served beside the model: the name that clients ask for -> URI of the manifest of a training with
+    `lora`, or of a folder that peft wrote, in the store or absolute. vLLM alone."""
     python: str = ""
     """Python interpreter that replicas run with, on every node that may hold one. Empty takes the cluster's own."""
     dtype: Literal["bf16", "fp32"] = "bf16"
@@ -104,6 +110,10 @@ class ChatArgs(BaseModel):
             raise ValueError("name a `model` for every engine but the echo engine, and none for that")
         if self.gpus and self.engine != "vllm":
             raise ValueError("only the vllm engine computes on `gpus`")
+        if self.adapters and self.engine != "vllm":
+            raise ValueError("only the vllm engine serves `adapters`")
+        if self.served_name in self.adapters:
+            raise ValueError(f"an adapter has the name of the model, {self.served_name!r}; give it another")
         return self
 
     @model_validator(mode="after")
@@ -135,19 +145,25 @@ class Deployed(NamedTuple):
     args: ChatArgs
     manifest_uri: str
     identity: str
-    """Equal for equal arguments and weights."""
+    """Equal for equal arguments and weights, those of adapters too."""
     version: str
     """Its name in Serve; replicas of the same name are not replaced."""
+    beside: tuple[adapters.Adapter, ...] = ()
+    """Adapters over the weights."""
 
 
 class Replica:
     """One process that serves. Serve builds it from a `Deployed`, asks `check_health`, and routes HTTP to the ASGI app."""
 
-    def __init__(self, args: ChatArgs, manifest_uri: str, identity: str, version: str) -> None:
-        self._args, self._deployed = args, Deployed(args, manifest_uri, identity, version)
-        self._text, engine, self._version = _load(args, manifest_uri)
+    def __init__(
+        self, args: ChatArgs, manifest_uri: str, identity: str, version: str, beside: tuple[adapters.Adapter, ...] = ()
+    ) -> None:
+        listen_on_own_address()
+        self._args, self._deployed = args, Deployed(args, manifest_uri, identity, version, beside)
+        self._text, engine, self._version = _load(args, manifest_uri, beside)
         try:
             probe(engine, self._text, args.max_context_tokens)
+            adapters.probe_each(engine, self._text, args.max_context_tokens, [one.name for one in beside])
         except BaseException:
             engine.stop()
             raise
@@ -162,8 +178,11 @@ class Replica:
         places = args.max_concurrent_requests + args.max_waiting_requests
         limits = Limits(args.max_context_tokens, places, answer_timeout_s=args.answer_timeout_s)
         info = ModelInfo(args.served_name, self._version, int(time.time()))
+        beside = [
+            ModelInfo(one.name, f"{info.version}+{one.version}", info.created_s, info.name) for one in self._deployed.beside
+        ]
         kept = storage.join(args.store, votes.FOLDER) if args.store else ""
-        return build_api(self._engine, self._text, info, self._keys, limits, self._audit, kept, self._metrics)
+        return build_api(self._engine, self._text, info, self._keys, limits, self._audit, kept, self._metrics, beside)
 
     def deployed(self) -> Deployed:
         """What this replica was deployed from."""
@@ -191,8 +210,8 @@ class Replica:
             engine.stop()
 
 
-def _load(args: ChatArgs, manifest_uri: str) -> tuple[Text, Engine, str]:
-    """Text, engine and version. Weights are pulled once a node and verified against their manifest."""
+def _load(args: ChatArgs, manifest_uri: str, beside: Sequence[adapters.Adapter] = ()) -> tuple[Text, Engine, str]:
+    """Text, engine and version. Weights are pulled once a node and verified against their manifest, adapters as well."""
     if args.engine == "echo":
         return BytesText(), EchoEngine(args.echo_token_s), "echo"
     from medschool.train.model import model_copy
@@ -205,16 +224,17 @@ def _load(args: ChatArgs, manifest_uri: str) -> tuple[Text, Engine, str]:
             f"a file of the model is missing ({error})", "run its recipe again, or restore the file", manifest_uri
         ) from error
     text = CheckpointText(folder)
-    return text, _with_weights(args, folder, text.end_ids), exported.digest[:16]
+    pulled = [adapters.pull(one, text.describe()["chat_template"]) for one in beside]
+    return text, _with_weights(args, folder, text.end_ids, pulled), exported.digest[:16]
 
 
-def _with_weights(args: ChatArgs, folder: Path, end_ids: tuple[int, ...]) -> Engine:
+def _with_weights(args: ChatArgs, folder: Path, end_ids: tuple[int, ...], pulled: Sequence[adapters.Pulled]) -> Engine:
     """The engine over the weights in a folder."""
     context, places = args.max_context_tokens, args.max_concurrent_requests
     if args.engine == "vllm":
         from medschool.serve.vllm_engine import VllmEngine
 
-        return VllmEngine.start(folder, end_ids, context, places, args.dtype, args.gpus, args.num_cpus)
+        return VllmEngine.start(folder, end_ids, context, places, args.dtype, args.gpus, args.num_cpus, pulled)
     from medschool.serve.paged import TransformersEngine
 
     return TransformersEngine(folder, end_ids, context, places, args.dtype)
@@ -226,17 +246,19 @@ def application(args: ChatArgs) -> serve.Application:
 
 
 def _resolved(args: ChatArgs) -> Deployed:
-    """Arguments with keys, the manifest URI, the identity of both, and a new version name."""
+    """Arguments with keys, the manifest URI, the identity of both, a new version name, and the adapters."""
     args = args.with_keys()
     manifest_uri = registry.manifest_of(args.model)[0] if args.model.startswith("models:/") else args.model
-    digest = _digest(manifest_uri) if manifest_uri else ""
-    identity = artifact.digest_of([args.model_dump(mode="json"), digest])
-    return Deployed(args, manifest_uri, identity, secrets.token_hex(8))
+    base = _served(manifest_uri) if manifest_uri else None
+    beside = adapters.find(args.adapters, args.store, base) if base else ()
+    digests = [base.digest if base else "", *(one.made.digest for one in beside)]
+    identity = artifact.digest_of([args.model_dump(mode="json"), *digests])
+    return Deployed(args, manifest_uri, identity, secrets.token_hex(8), beside)
 
 
-def _digest(manifest_uri: str) -> str:
+def _served(manifest_uri: str) -> artifact.Artifact:
     try:
-        return artifact.read_manifest(manifest_uri).digest
+        return artifact.read_manifest(manifest_uri)
     except FileNotFoundError as error:
         raise InputError(
             "no such manifest", "name the manifest of a finished training or of an adopted model", manifest_uri

@@ -33,13 +33,16 @@ AGREE_NATS = 1.0
 PREFERS_NATS = 1e-3
 
 
-def probe(engine: Engine, text: Text, context_tokens: int, timeout_s: float = PROBE_TIMEOUT_S) -> None:
-    """Ask the question; may be called inside a running loop. Raises ServiceError with what is wrong."""
+def probe(engine: Engine, text: Text, context_tokens: int, timeout_s: float = PROBE_TIMEOUT_S, adapter: str = "") -> None:
+    """Ask the question, of an adapter where one is named; may be called inside a running loop.
+
+    Raises ServiceError with what is wrong.
+    """
     most = min(PROBE_TOKENS, context_tokens - 1)
     prompt = text.encode([{"role": "user", "content": QUESTION}])[: context_tokens - most]
     with ThreadPoolExecutor(1, "probe") as other:  # a thread without a running loop
         try:
-            steps, scored = other.submit(asyncio.run, _asked(engine, prompt, most, timeout_s)).result()
+            steps, scored = other.submit(asyncio.run, _asked(engine, prompt, most, timeout_s, adapter)).result()
         except TimeoutError as error:
             raise _wrong(f"no answer of {most} tokens within {timeout_s:g} s") from error
     tokens = [token for step in steps for token in step.tokens]
@@ -50,14 +53,15 @@ def probe(engine: Engine, text: Text, context_tokens: int, timeout_s: float = PR
 
 
 async def _asked(
-    engine: Engine, prompt: Sequence[int], most: int, timeout_s: float
+    engine: Engine, prompt: Sequence[int], most: int, timeout_s: float, adapter: str
 ) -> tuple[list[Step], list[Likelihood | None]]:
     """Steps of the answer, and what a plain forward finds for prompt and answer; nothing where the engine can not tell."""
     known = "logprobs" in engine.honours
     async with asyncio.timeout(timeout_s):
-        steps = [step async for step in engine.generate(prompt, Sampling(most, top_logprobs=1 if known else None))]
+        sampling = Sampling(most, top_logprobs=1 if known else None, adapter=adapter)
+        steps = [step async for step in engine.generate(prompt, sampling)]
         answer = [token for step in steps for token in step.tokens]
-        return steps, await engine.score([*prompt, *answer], 1) if known else []
+        return steps, await engine.score([*prompt, *answer], 1, adapter) if known else []
 
 
 def _must_be_sound(written: Sequence[Likelihood], scored: Sequence[Likelihood | None], vocab_size: int) -> None:

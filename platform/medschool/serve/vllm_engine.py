@@ -17,7 +17,9 @@ may each call from theirs; the price is one wake-up of the caller's loop a step.
   models write it for ever; vLLM allows that rule with a named compiler only, so there is no second one for what xgrammar lacks.
 - Seeds hold as far as logits do: the draw belongs to the request, but a batch of another size adds floats in another order.
   A seed draws other tokens than the same seed draws in `TransformersEngine`.
-- It does not know adapters: one model a replica. A replica's GPUs are those of one node.
+- Adapters: answers of several (on GPUs BATCH_ADAPTERS) and of the plain model are one batch. One is read when it is first
+  asked for, which the probe does at the start.
+- A replica's GPUs are those of one node.
 - A replica that is killed takes vLLM along (`keeper`).
 
 What is said of vLLM is said of one version (`vllm_install.PINNED`); its Python interface changes from release to release.
@@ -30,17 +32,19 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
 from medschool.errors import InputError, ServiceError
+from medschool.serve.adapters import Pulled
 from medschool.serve.engine import Engine, Likelihood, Sampling, Step
 from medschool.serve.folder import check_folder
 from medschool.serve.keeper import Keeper
 from medschool.serve.vllm_fields import (
     Dtype,
+    adapter_request,
     engine_fields,
     environment,
     likelihood,
@@ -90,6 +94,7 @@ class VllmEngine(Engine):
     """Answers by vLLM. `start` makes one from a folder of weights.
 
     make: gives vLLM's AsyncLLM; called once, in its loop. parameters: makes vLLM's SamplingParams of `sampling_fields`.
+    adapters: vLLM's LoRARequest of each, by name.
     """
 
     honours = frozenset({"logprobs", "top_logprobs", "logit_bias", "presence_penalty", "frequency_penalty", "response_format"})
@@ -100,8 +105,10 @@ class VllmEngine(Engine):
         end_ids: Sequence[int],
         parameters: Callable[[dict[str, Any]], Any],
         pulse: Pulse | None = None,
+        adapters: Mapping[str, Any] | None = None,
     ) -> None:
         self._end_ids, self._parameters, self._pulse = tuple(end_ids), parameters, pulse or Pulse()
+        self._adapters = adapters or {}
         self._waiting, self._stopped = 0, False
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="vllm", daemon=True).start()
@@ -136,6 +143,7 @@ class VllmEngine(Engine):
         dtype: Dtype = "bf16",
         gpus: int = 0,
         threads: int = 1,
+        adapters: Sequence[Pulled] = (),
     ) -> "VllmEngine":
         """Load the model in a local folder. gpus: split it over so many, 0 computes on CPUs with `threads` threads.
 
@@ -152,34 +160,37 @@ class VllmEngine(Engine):
         except Exception as error:  # a broken library beside it raises whatever it likes
             remedy = "install it with `make vllm` and name its Python as serve.python; `medschool doctor` says what is there"
             raise ServiceError(f"vLLM can not be imported ({type(error).__name__}: {error})", remedy, "serve.engine") from error
-        fields, pulse = engine_fields(folder, context_tokens, places, dtype, gpus), Pulse()
+        ranks = [adapter.rank for adapter in adapters]
+        fields, pulse = engine_fields(folder, context_tokens, places, dtype, gpus, ranks), Pulse()
+        requests = {one.name: adapter_request(one.name, number, one.folder) for number, one in enumerate(adapters, start=1)}
 
         def make() -> Any:
             return AsyncLLM.from_engine_args(AsyncEngineArgs(**fields), stat_loggers=[pulse.logger])
 
         try:
-            return cls(make, end_ids, vllm_parameters, pulse)
+            return cls(make, end_ids, vllm_parameters, pulse, requests)
         except Exception as error:
             remedy = "the replica's log has vLLM's own words above this"
             raise ServiceError(f"vLLM did not start ({type(error).__name__}: {error})", remedy, "serve.engine") from error
 
     async def generate(self, prompt: Sequence[int], sampling: Sampling) -> AsyncGenerator[Step]:
         """Steps of one answer; closing it ends the request in vLLM. Raises ServiceError when vLLM fails."""
-        async with aclosing(self._outputs(prompt, sampling_fields(sampling, self._end_ids))) as outputs:
+        async with aclosing(self._outputs(prompt, sampling_fields(sampling, self._end_ids), sampling.adapter)) as outputs:
             async for output in outputs:
                 step = step_of(output, sampling.top_logprobs)
                 yield step
                 if step.finish:
                     return
 
-    async def score(self, tokens: Sequence[int], top: int) -> list[Likelihood | None]:
-        async with aclosing(self._outputs(tokens, scoring_fields(top))) as outputs:
+    async def score(self, tokens: Sequence[int], top: int, adapter: str = "") -> list[Likelihood | None]:
+        async with aclosing(self._outputs(tokens, scoring_fields(top), adapter)) as outputs:
             found = [output async for output in outputs][-1].prompt_logprobs
         return [None, *(likelihood(entries, token, top) for entries, token in zip(found[1:], tokens[1:], strict=True))]
 
-    async def _outputs(self, prompt: Sequence[int], fields: dict[str, Any]) -> AsyncGenerator[Any]:
+    async def _outputs(self, prompt: Sequence[int], fields: dict[str, Any], adapter: str) -> AsyncGenerator[Any]:
         """vLLM's outputs for a prompt, brought from its loop to the caller's."""
         self.check()
+        lora = {"lora_request": self._adapters[adapter]} if adapter else {}
         if not self._waiting:
             self._pulse.heard_s = time.monotonic()
         self._waiting += 1
@@ -189,7 +200,7 @@ class VllmEngine(Engine):
             with contextlib.suppress(RuntimeError):  # the caller's loop has ended
                 here.call_soon_threadsafe(brought.put_nowait, one)
 
-        running = asyncio.run_coroutine_threadsafe(self._pump(list(prompt), fields, bring), self._loop)
+        running = asyncio.run_coroutine_threadsafe(self._pump(list(prompt), fields, lora, bring), self._loop)
         try:
             while (one := await brought.get()) is not None:
                 if isinstance(one, Exception):  # not its text, which may hold the prompt
@@ -200,11 +211,11 @@ class VllmEngine(Engine):
             self._waiting -= 1
             running.cancel()
 
-    async def _pump(self, prompt: list[int], fields: dict[str, Any], bring: Callable[[Any], None]) -> None:
+    async def _pump(self, prompt: list[int], fields: dict[str, Any], lora: dict[str, Any], bring: Callable[[Any], None]) -> None:
         """In vLLM's loop: all outputs, then None or the error that ended them. Cancelled, it ends the request in vLLM."""
         try:
             rendered = {"type": "token", "prompt_token_ids": prompt}  # vLLM's TokensInput: nothing is left to tokenize
-            request = self._llm.generate(rendered, self._parameters(fields), uuid.uuid4().hex)
+            request = self._llm.generate(rendered, self._parameters(fields), uuid.uuid4().hex, **lora)
             async with aclosing(request) as outputs:
                 async for output in outputs:
                     bring(output)

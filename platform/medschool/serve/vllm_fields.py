@@ -1,7 +1,9 @@
-"""What we say, in vLLM's words, and what vLLM says, in ours. Plain values: all but `vllm_parameters` runs without vLLM.
+"""What we say, in vLLM's words, and what vLLM says, in ours. Plain values: all but `vllm_parameters` and `adapter_request` runs
+without vLLM.
 
 Source of every name: vLLM 0.29, `AsyncEngineArgs` (vllm/engine/arg_utils.py), `SamplingParams` (vllm/sampling_params.py), the
-variables of vllm/envs.py, `RequestOutput` (vllm/outputs.py).
+variables of vllm/envs.py, `RequestOutput` (vllm/outputs.py), `LoRAConfig` (vllm/config/lora.py), `LoRARequest`
+(vllm/lora/request.py).
 """
 
 import math
@@ -17,13 +19,19 @@ CPU_BATCH_TOKENS = 512
 """Tokens of one step on CPUs: a long prompt is read in such pieces and does not hold the others up."""
 MAX_LOGPROBS = 20
 """Likeliest tokens that a request may ask for, as in OpenAI's API; vLLM refuses more."""
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Ranks that vLLM has room for; an adapter of another one takes the room of the next higher."""
+BATCH_ADAPTERS = 8
+"""Adapters that one step computes at most on GPUs; answers of others wait. Each has its room on the card from the start."""
 Dtype = Literal["bf16", "fp32"]
 DTYPES = {"bf16": ("bfloat16", 2), "fp32": ("float32", 4)}
 """vLLM's name, and bytes a value."""
 
 
-def engine_fields(folder: Path, context_tokens: int, places: int, dtype: Dtype, gpus: int) -> dict[str, Any]:
-    """vLLM's AsyncEngineArgs for the model in a folder."""
+def engine_fields(
+    folder: Path, context_tokens: int, places: int, dtype: Dtype, gpus: int, ranks: Sequence[int] = ()
+) -> dict[str, Any]:
+    """vLLM's AsyncEngineArgs for the model in a folder. ranks: of the adapters over it."""
     fields = {
         "model": str(folder),
         "dtype": DTYPES[dtype][0],
@@ -40,8 +48,27 @@ def engine_fields(folder: Path, context_tokens: int, places: int, dtype: Dtype, 
         "generation_config": "vllm",  # the request says how to draw, not a file of the base model
         "seed": 0,
         "disable_log_stats": True,
+        **adapter_fields(ranks, gpus),
     }
     return fields if gpus else {**fields, "enforce_eager": True, "max_num_batched_tokens": max(CPU_BATCH_TOKENS, places)}
+
+
+def adapter_fields(ranks: Sequence[int], gpus: int) -> dict[str, Any]:
+    """What of AsyncEngineArgs is about adapters of these ranks, each at most 512; nothing without any.
+
+    On CPUs vLLM gets one place more than there are adapters. Its kernels there take "no adapter", -1, for the index of the last
+    place (vllm/lora/ops/torch_ops/lora_ops.py): in a batch with others, the plain model would answer as the adapter that lies in
+    it. So that place stays empty, and adds zero. The kernels of GPUs leave such rows out.
+    """
+    if not ranks:
+        return {}
+    places = min(len(ranks), BATCH_ADAPTERS) if gpus else len(ranks) + 1
+    return {
+        "enable_lora": True,
+        "max_lora_rank": next(rank for rank in RANKS if rank >= max(ranks)),
+        "max_loras": places,
+        "max_cpu_loras": max(places, len(ranks)),  # all of them stay in memory
+    }
 
 
 def environment(
@@ -107,6 +134,13 @@ def vllm_parameters(fields: dict[str, Any]) -> Any:
     schema = fields.get("schema")
     structured = StructuredOutputsParams(json=schema) if schema else None
     return SamplingParams(**rest, structured_outputs=structured, output_kind=RequestOutputKind[fields["output_kind"]])
+
+
+def adapter_request(name: str, number: int, folder: Path) -> Any:
+    """vLLM's LoRARequest for an adapter in a local folder. number: from 1 on, another one for each."""
+    from vllm.lora.request import LoRARequest
+
+    return LoRARequest(name, number, str(folder))
 
 
 def step_of(output: Any, top: int | None) -> Step:
