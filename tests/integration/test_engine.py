@@ -14,29 +14,30 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from medschool.artifact import Artifact, ArtifactFile
 from medschool.cluster.fit import parameters, shape_of
 from medschool.cluster.memory import training_memory
 from medschool.errors import InputError, PlanError
+from medschool.ledger import Ledger
 from medschool.recipe import load
 from medschool.tokens.order import Order
+from medschool.train.adapter_files import CONFIG, TEMPLATE, WEIGHTS
 from medschool.train.adopt import adopt_model, draw_model
 from medschool.train.course import Course
 from medschool.train.engine import build_engine, check_documents_apart
-from medschool.train.export import weights_on_cpu
+from medschool.train.export import export, weights_on_cpu
 from medschool.train.lora import add_adapters
 from medschool.train.model import (
-    IGNORED,
-    chunk_the_loss,
     load_model,
     model_inputs,
     random_model,
-    row_losses,
     summed_loss,
     targets_of,
 )
+from medschool.train.saving import JOURNAL
 from medschool.train.schedule import lr_factor
 from medschool.train.zero import check_batch, deepspeed_config
 
@@ -188,6 +189,24 @@ def test_adapters_alone_are_trained_and_merge_into_the_weights(stage: int, lone_
         assert torch.allclose(after[name], expected, atol=1e-6) and (low is None or not torch.equal(after[name], weight))
 
 
+def test_an_export_carries_the_adapter_beside_the_merged_model(lone_store: Path, tmp_path: Path) -> None:
+    one, scratch = replace(course(lone_store, LORA), prefix_uri=str(tmp_path / "made")), tmp_path / "scratch"
+    scratch.mkdir()
+    (scratch / JOURNAL).write_text(json.dumps({"step": 1, "tokens": 8, "targets": 8, "loss": 1.0}) + "\n")
+    facts = export(trained(one)[2], one, Ledger(one.order, LENGTH, {"general": "d"}, "m"), None, 0, scratch)
+    assert facts is not None
+    written = {file["path"]: file["sha256"] for file in facts["files"]}
+    beside = {f"adapter/{name}" for name in (CONFIG, WEIGHTS, TEMPLATE)}
+    assert beside == {path for path in written if path.startswith("adapter/")}
+    assert written[f"adapter/{TEMPLATE}"] == written[f"export/{TEMPLATE}"]
+    folders = (tmp_path / "made" / "export", lone_store / "raw" / "models" / "tiny")
+    merged, base = (load_file(folder / "model.safetensors") for folder in folders)
+    ours = load_file(tmp_path / "made" / "adapter" / WEIGHTS)
+    layer = "model.layers.0.self_attn.q_proj"
+    low, high = (ours[f"base_model.model.{layer}.lora_{part}.weight"] for part in "AB")
+    assert torch.allclose(merged[f"{layer}.weight"], base[f"{layer}.weight"] + (8 / 4) * high @ low, atol=1e-6) and high.any()
+
+
 def test_adapters_name_the_layers_that_there_are(lone_store: Path) -> None:
     with pytest.raises(PlanError, match="no linear layers named query") as refused:
         build_engine(course(lone_store, "pretrain.lora={rank: 4, alpha: 8, modules: [query]}"), 1)
@@ -238,42 +257,6 @@ def test_a_leak_between_documents_stops_training_before_it_starts(stage: int, lo
     engine.module.forward = leaking
     with pytest.raises(PlanError, match=r"documents in one row see each other: llama with sdpa on cpu"):
         check_documents_apart(engine)
-
-
-@pytest.mark.parametrize("chunk", [1, 7, 64, 256, 1000])
-def test_the_loss_in_chunks_is_the_loss(chunk: int, lone_store: Path) -> None:
-    tokens, targets = batch()
-    plain, chunked = (load_model(Path(course(lone_store).model.prefix_uri), "fp32") for _ in range(2))
-    chunk_the_loss(chunked, chunk)
-    losses = [row_losses(model, model_inputs(tokens, LENGTHS), targets) for model in (plain, chunked)]
-    assert torch.allclose(*losses, rtol=1e-6)
-    for loss in losses:
-        loss.sum().backward()
-    for one, other in zip(plain.parameters(), chunked.parameters(), strict=True):
-        assert float((one.grad - other.grad).norm() / one.grad.norm()) < 1e-6
-
-
-def test_the_output_head_of_a_chunked_loss_sees_trained_tokens_only(lone_store: Path) -> None:
-    tokens, targets = batch()
-    targets[:, :-16] = IGNORED
-    model, seen = load_model(Path(course(lone_store).model.prefix_uri), "fp32"), list[int]()
-    model.get_output_embeddings().register_forward_hook(lambda head, hidden, logits: seen.append(len(hidden[0])))
-    chunk_the_loss(model, 50)
-    row_losses(model, model_inputs(tokens, LENGTHS), targets)
-    assert sum(seen) == int((targets != IGNORED).sum()) and max(seen) <= 50
-    everything = math.ceil(targets.numel() / 50)
-    assert len(seen) == everything
-    seen.clear()
-    losses = row_losses(model, model_inputs(tokens, LENGTHS), torch.full_like(targets, IGNORED))
-    assert len(seen) == everything and losses.tolist() == [0.0] * len(tokens)
-    losses.sum().backward()
-
-
-def test_a_model_that_scales_its_logits_is_not_chunked(lone_store: Path) -> None:
-    model = load_model(Path(course(lone_store).model.prefix_uri), "fp32")
-    model.config.logits_scaling = 8.0
-    with pytest.raises(PlanError, match="logits_scaling"):
-        chunk_the_loss(model, 64)
 
 
 def test_missing_weights_are_not_drawn_at_random(lone_store: Path, tmp_path: Path) -> None:

@@ -15,14 +15,16 @@ from safetensors.torch import load_file, save_file
 from tiny import write_model as write_base
 
 from medschool.errors import StageError
-from medschool.recipe.schema import Lora
+from medschool.recipe.training import Lora
 from medschool.tokens.pack import Rows
 from medschool.tokens.shards import rows_table, tokens_of
+from medschool.train.adapter_files import adapter_on_cpu, check_adapter, checked_rank, write_adapter
 from medschool.train.export import weights_on_cpu, write_model
 from medschool.train.lora import add_adapters
 from medschool.train.model import DTYPES, load_model, model_inputs, summed_loss, targets_of
 from medschool.train.proof import Remembered, compare, prove, take_sample
 
+LORA = Lora(rank=4, alpha=8.0)
 ENGINES = [(1, "fp32", False), (3, "bf16", False), (1, "bf16", True), (3, "fp32", True)]
 """ZeRO stage, precision, adapters."""
 LENGTHS = [[20, 12], [32], [5, 5, 22]]
@@ -38,6 +40,10 @@ def name_of(stage: int, dtype: str, adapters: bool) -> str:
     return f"zero{stage}-{dtype}{'-adapters' * adapters}"
 
 
+def adapter_of(export: Path) -> Path:
+    return export.with_name(f"{export.name}.adapter")
+
+
 def train_and_export(rank: int, folder: Path) -> None:
     """One process of two: an engine of every kind, one step, its sample and its export."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "DS_ACCELERATOR": "cpu"}
@@ -48,7 +54,7 @@ def train_and_export(rank: int, folder: Path) -> None:
     for stage, dtype, adapters in ENGINES:
         model = load_model(folder / "base", dtype).train()
         if adapters:
-            add_adapters(model, Lora(rank=4, alpha=8.0))
+            add_adapters(model, LORA)
         config = {
             "train_batch_size": 2, "bf16": {"enabled": dtype == "bf16"}, "zero_allow_untested_optimizer": True,
             "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
@@ -64,9 +70,12 @@ def train_and_export(rank: int, folder: Path) -> None:
         if rank == 0 or stage == 3:
             take_sample(engine, rows(), DTYPES[dtype], folder / f"{made.name}-{rank}.sample")
             weights = weights_on_cpu(engine.module, stage == 3, keep=rank == 0)
-            assert bool(weights) == (rank == 0)
+            adapter = adapter_on_cpu(engine.module, stage == 3, keep=rank == 0)
+            assert bool(weights) == (rank == 0) and bool(adapter) == (rank == 0 and adapters)
         if rank == 0:
             write_model(engine.module, weights, folder / "base", made)
+            if adapters:
+                write_adapter(adapter, LORA, made, adapter_of(made))
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +108,23 @@ def test_plain_transformers_reads_the_trained_model(made: Path, stage: int, dtyp
     assert moved == ({name for name in base if name.endswith("_proj.weight")} if adapters else set(base))
     names = {path.name for path in export.iterdir()}
     assert {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"} <= names
+
+
+@pytest.mark.parametrize(("stage", "dtype", "apart"), [(1, "bf16", 2e-2), (3, "fp32", 1e-5)])
+def test_peft_reads_the_adapter_over_the_model_that_training_began_from(made: Path, stage: int, dtype: str, apart: float) -> None:
+    from peft import PeftModel
+
+    export = made / name_of(stage, dtype, True)
+    adapter, sample = adapter_of(export), load_file(sample_of(export))
+    base = load_model(made / "base", dtype).eval()
+    tokens, expected = sample["prompt/tokens"], sample["prompt/logits"]
+    with torch.no_grad():
+        plain = base(tokens, use_cache=False).logits[0].float()
+        over = PeftModel.from_pretrained(base, adapter).eval()(tokens, use_cache=False).logits[0].float()
+    assert float((over - expected).abs().max()) < apart < float((plain - expected).abs().max()) / 3
+    config, tensors = json.loads((adapter / "adapter_config.json").read_text()), load_file(adapter / "adapter_model.safetensors")
+    assert checked_rank(config, "") == 4 and {tensor.dtype for tensor in tensors.values()} == {DTYPES[dtype]}
+    check_adapter(adapter, (export / "chat_template.jinja").read_text(), "")
 
 
 def test_a_process_of_its_own_says_the_same(made: Path) -> None:

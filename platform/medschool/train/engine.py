@@ -20,11 +20,12 @@ import numpy as np
 import torch
 
 from medschool.errors import PlanError
-from medschool.recipe.schema import Tuning
+from medschool.recipe.training import Tuning
 from medschool.train.capability import check_capabilities, this_machine, wanted
 from medschool.train.course import Course
+from medschool.train.layout import layout_of_group
 from medschool.train.lora import add_adapters
-from medschool.train.model import chunk_the_loss, load_model, model_copy, model_inputs, to_device
+from medschool.train.model import changed_logits, load_model, loss_at_targets, model_copy, model_inputs, to_device
 from medschool.train.neftune import add_noise
 from medschool.train.schedule import lr_factor
 from medschool.train.zero import check_batch, deepspeed_config
@@ -46,7 +47,8 @@ def build_engine(course: Course, world_size: int) -> Any:
     deepspeed.comm.init_distributed(dist_init_required=False)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")  # DeepSpeed's calls, at every step
     torch.manual_seed(course.order.seed)
-    config, spec = deepspeed_config(course.recipe, course.phase, world_size), course.spec.optimizer
+    config = deepspeed_config(course.recipe, course.phase, world_size, layout_of_group())
+    spec = course.spec.optimizer
     model = _model(course, folder, config)
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=spec.lr, betas=spec.betas, eps=spec.eps, weight_decay=spec.weight_decay)
@@ -106,8 +108,9 @@ def _model(course: Course, folder: Path, config: dict[str, Any]) -> Any:
         model = add_noise(model, course.spec.neftune_alpha, course.order.seed)
     if spec.activation_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
-    if spec.loss_chunk_tokens is not None:
-        chunk_the_loss(model, spec.loss_chunk_tokens)
+    few_targets = isinstance(course.spec, Tuning) and not spec.compile and changed_logits(model) is None
+    if spec.loss_chunk_tokens is not None or few_targets:
+        loss_at_targets(model, spec.loss_chunk_tokens)
     return model.train()
 
 

@@ -3,8 +3,9 @@
     engine --one parameter at a time--> CPU of rank 0 --save_pretrained--> safetensors --proof--> card, upload
 
 Under ZeRO 3 no accelerator ever holds more than one whole parameter beside its own shards; the host of rank 0 holds the model
-once. Adapters are merged into the weights beside them. Files are cut at SHARD_SIZE. They are loaded again by plain transformers
-and compared with the trained engine (medschool.train.proof) before they are uploaded: an export that differs fails the stage.
+once. Adapters are merged into the weights beside them, and go along unmerged (medschool.train.adapter_files). Files are cut at
+SHARD_SIZE. They are loaded again by plain transformers and compared with the trained engine (medschool.train.proof) before they
+are uploaded: an export that differs fails the stage.
 """
 
 import shutil
@@ -20,11 +21,11 @@ from medschool.ledger import LEDGER, Ledger, ledger_bytes
 from medschool.procedure import row_tokens
 from medschool.tokens.mixture import Weights
 from medschool.track import read_journal
-from medschool.train.course import Course
+from medschool.train.adapter_files import FOLDER, adapter_on_cpu, write_adapter
+from medschool.train.course import JOURNAL, Course
 from medschool.train.lora import ADAPTER
 from medschool.train.model import DTYPES, model_copy
 from medschool.train.proof import MOST_DIFFERENCE, Proof, prove, take_sample
-from medschool.train.saving import JOURNAL
 
 INSIDE = ".base_layer.weight"
 """Where peft keeps the weight that it put an adapter beside."""
@@ -44,6 +45,7 @@ def export(engine: Any, course: Course, ledger: Ledger, rows: pa.Table | None, r
     if rank == 0 or together:
         take_sample(engine, rows, DTYPES[course.recipe.model.dtype], sample)
         weights = weights_on_cpu(engine.module, together, keep=rank == 0)
+        adapter = adapter_on_cpu(engine.module, together, keep=rank == 0)
     if rank != 0:
         return None
     write_model(engine.module, weights, model_copy(course.model), folder, template_of(course.recipe))
@@ -51,6 +53,9 @@ def export(engine: Any, course: Course, ledger: Ledger, rows: pa.Table | None, r
     proof = prove(folder, sample, course.recipe.model.dtype, course.trial)
     (folder / "README.md").write_text(card(course, proof), encoding="utf-8")
     files = upload_folder(course.prefix_uri, folder, "export")
+    if course.spec.lora is not None:
+        write_adapter(adapter, course.spec.lora, folder, scratch / FOLDER)
+        files += upload_folder(course.prefix_uri, scratch / FOLDER, FOLDER)
     files += (write_file(course.prefix_uri, JOURNAL, (scratch / JOURNAL).read_bytes()),)
     files += (write_file(course.prefix_uri, LEDGER, ledger_bytes(ledger)),)
     steps = read_journal((scratch / JOURNAL).read_bytes())

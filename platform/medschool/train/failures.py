@@ -11,7 +11,7 @@ little patience: of a cluster without autoscaler nobody knows whether a node tha
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from medschool.errors import PlanError, StageError, StoppedError
 
@@ -41,9 +41,12 @@ class Request:
     workers: int
     """The fewest that can start."""
     per_worker: Mapping[str, float]
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """That a node must have."""
 
     def __str__(self) -> str:
-        return f"{self.workers} {'worker' if self.workers == 1 else 'workers'} of {amounts(self.per_worker)} each"
+        labels = " on nodes with " + ", ".join(f"{name}={value}" for name, value in self.labels.items()) if self.labels else ""
+        return f"{self.workers} {'worker' if self.workers == 1 else 'workers'} of {amounts(self.per_worker)} each{labels}"
 
 
 def amounts(resources: Mapping[str, float]) -> str:
@@ -95,7 +98,7 @@ def placed_or_raise(
     if waited_s >= start_timeout_s:
         raise PlanError(
             f"{request} found no place within {start_timeout_s:g} s: {has}",
-            "raise cluster.start_timeout_s, or see why nodes do not come or who holds them: `ray status`",
+            "raise cluster.start_timeout_s, or see why nodes do not come or who holds them: `medschool why`",
             "cluster.start_timeout_s",
         )
     if waited_s < SAY_AFTER_S:

@@ -1,11 +1,15 @@
 """What a training cost: how long which workers were held for it, and to what purpose.
 
-    <run>/groups/<when it began>-<id>.json    {"nodes": {"gpu_train": 4}, "began_s": ..., "seconds": ...}, one a worker group
-    groups + the finished journal --cost_of--> worker-seconds: held, of which idle, of which lost
+    <run>/groups/<when it began>-<id>.json    {"nodes": {"gpu_train": 4}, "began_s": ..., "seconds": ..., "usd_per_hour": ...},
+                                              one a worker group
+    groups + the finished journal --cost_of--> worker-seconds by node type: used, idle, lost; and their price
 
     held    workers x seconds, from the moment that all of a group's workers run until the group ends
-    lost    of a group that another one followed: its time after the last step that the finished run still has
-    idle    the rest that no step took: starts, waiting for data, checkpoints, the export
+    lost    of a group that another one followed: its time after the last step that the finished run still has; to a preemption,
+            where Ray says that its node was taken away
+    used    in steps that the finished run still has
+    idle    the rest: starts, waiting for data, checkpoints, the export
+    price   of a node an hour (its label, medschool.cluster.offer), of which a worker pays the part that it takes of the node
 
 The file lies in the store beside the checkpoints, so what a training took before its driver was killed is not forgotten. It is
 written again every BEAT_S by a thread of Ray's controller: a group whose controller was killed counts until its last beat. A
@@ -17,15 +21,17 @@ under way when its group ended counts as lost.
 """
 
 import json
+import math
 import threading
 import time
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from medschool import storage
+from medschool.cluster.price import price_of
 from medschool.errors import MedschoolError
 
 GROUPS = "groups"
@@ -46,6 +52,10 @@ class Group:
     """Clock (time.time) at which all of them ran."""
     seconds: float
     """Until it ended, or was last heard of."""
+    usd_per_hour: dict[str, float] = field(default_factory=dict)
+    """Of one worker, by node type; without the types that have no price."""
+    preempted: bool = False
+    """Whether it ended because a node was taken away."""
 
     @property
     def workers(self) -> int:
@@ -57,14 +67,14 @@ class Held:
 
     def __init__(self, run_uri: str) -> None:
         self._folder = storage.join(run_uri, GROUPS)
-        self._uri, self._nodes = "", dict[str, int]()
-        self._began_s = self._beat_s = 0.0
+        self._uri = self._last = ""
+        self._group, self._beat_s = Group({}, 0.0, 0.0), 0.0
         self._writing: threading.Thread | None = None
 
-    def begin(self, nodes: Mapping[str, int]) -> None:
-        """A group runs, with so many workers on each type of node."""
-        self._nodes, self._began_s = dict(nodes), time.time()
-        self._uri = storage.join(self._folder, f"{self._began_s * 1000:.0f}-{uuid.uuid4().hex[:8]}.json")
+    def begin(self, nodes: Mapping[str, int], usd_per_hour: Mapping[str, float]) -> None:
+        """A group runs, with so many workers on each type of node, at these prices of a worker."""
+        self._group = Group(dict(nodes), time.time(), 0.0, dict(usd_per_hour))
+        self._uri = storage.join(self._folder, f"{self._group.began_s * 1000:.0f}-{uuid.uuid4().hex[:8]}.json")
         self._write()
 
     def beat(self) -> None:
@@ -76,7 +86,13 @@ class Held:
         """The group has ended."""
         if self._uri:
             self._write(LAST_BEAT_S)
-        self._uri = ""
+        self._last, self._uri = self._uri or self._last, ""
+
+    def preempted(self) -> None:
+        """The group that runs, or ended last, lost its node."""
+        self._group = replace(self._group, preempted=True)
+        if not self._uri and self._last:
+            self._put(self._last, LAST_BEAT_S)
 
     def _write(self, patience_s: float = 0.0) -> None:
         if self._writing is not None:
@@ -84,8 +100,11 @@ class Held:
             if self._writing.is_alive():
                 return
         self._beat_s = time.monotonic()
-        group = Group(self._nodes, self._began_s, time.time() - self._began_s)
-        self._writing = threading.Thread(target=_put, args=(self._uri, group), daemon=True)
+        self._group = replace(self._group, seconds=time.time() - self._group.began_s)
+        self._put(self._uri, patience_s)
+
+    def _put(self, uri: str, patience_s: float) -> None:
+        self._writing = threading.Thread(target=_put, args=(uri, self._group), daemon=True)
         self._writing.start()
         self._writing.join(patience_s)
 
@@ -102,6 +121,16 @@ def node_type(node: Mapping[str, Any]) -> str:
     return str(node.get("Labels", {}).get(NODE_GROUP) or said or "node")
 
 
+def worker_price(node: Mapping[str, Any], needs: Mapping[str, float]) -> float | None:
+    """USD an hour of a worker that needs so many CPUs and GPUs of a node (an entry of ray.nodes()); None without a price.
+
+    It pays the largest of its shares in the node: eight workers of one GPU each pay for all of a node with eight.
+    """
+    price, has = price_of(node.get("Labels", {})), node.get("Resources", {})
+    shares = [need / has[name] for name, need in needs.items() if need and has.get(name)]
+    return None if price is None or not shares else price * min(1.0, max(shares))
+
+
 def read_groups(run_uri: str) -> list[Group]:
     """Every group that was recorded, the oldest first; what cannot be read is left out."""
     found = []
@@ -116,27 +145,40 @@ def cost_of(groups: Sequence[Group], points: Sequence[Mapping[str, float]], gpus
     """Facts of a finished training: `groups` oldest first, `points` the lines of its journal. Empty where nothing was recorded.
 
     workers: of the last group. worker_seconds: held, by node type; idle_worker_seconds and lost_worker_seconds are parts of it.
+    by_node_type: used, idle and lost worker-seconds, those of the lost that went to preemptions, and the price of all, None where
+    a group there had none.
     """
     if not groups:
         return {}
-    by_type: dict[str, float] = {}
-    stepping = lost = 0.0
-    for group, mine in _by_group(groups, points):
-        for name, workers in group.nodes.items():
-            by_type[name] = by_type.get(name, 0.0) + workers * group.seconds
-        stepping += group.workers * sum(point["step_s"] for point in mine)
-        if group is not groups[-1]:
-            kept_s = mine[-1]["time_ms"] / 1000 - group.began_s if mine else 0.0
-            lost += group.workers * max(0.0, group.seconds - kept_s)
-    held = sum(by_type.values())
+    by_type = _by_type(groups, points)
     return {
         "workers": groups[-1].workers,
         "gpus_per_worker": gpus_per_worker,
         "groups": len(groups),
-        "worker_seconds": {name: round(seconds, 1) for name, seconds in sorted(by_type.items())},
-        "idle_worker_seconds": round(max(0.0, held - stepping - lost), 1),
-        "lost_worker_seconds": round(lost, 1),
+        "worker_seconds": {name: round(one["used"] + one["idle"] + one["lost"], 1) for name, one in by_type.items()},
+        "idle_worker_seconds": round(sum(one["idle"] for one in by_type.values()), 1),
+        "lost_worker_seconds": round(sum(one["lost"] for one in by_type.values()), 1),
+        "by_node_type": {
+            name: {part: None if math.isnan(value) else round(value, 6 if part == "usd" else 1) for part, value in one.items()}
+            for name, one in by_type.items()
+        },
     }
+
+
+def _by_type(groups: Sequence[Group], points: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """By node type worker-seconds used, idle, lost, of these to preemptions, and USD: no number (NaN) where it is not known."""
+    found: dict[str, dict[str, float]] = {}
+    for group, mine in _by_group(groups, points):
+        kept_s = mine[-1]["time_ms"] / 1000 - group.began_s if mine else 0.0
+        lost_s = 0.0 if group is groups[-1] else min(group.seconds, max(0.0, group.seconds - kept_s))
+        used_s = min(sum(point["step_s"] for point in mine), group.seconds - lost_s)
+        parts = {"used": used_s, "idle": group.seconds - used_s - lost_s, "lost": lost_s, "preempted": lost_s * group.preempted}
+        for name, workers in group.nodes.items():
+            one = found.setdefault(name, dict.fromkeys((*parts, "usd"), 0.0))
+            for part, seconds in parts.items():
+                one[part] += workers * seconds
+            one["usd"] += workers * group.seconds / 3600 * group.usd_per_hour.get(name, float("nan"))
+    return dict(sorted(found.items()))
 
 
 def _by_group(groups: Sequence[Group], points: Sequence[Mapping[str, float]]) -> list[tuple[Group, list[Mapping[str, float]]]]:

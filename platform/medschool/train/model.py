@@ -23,13 +23,14 @@ from torch.utils.checkpoint import checkpoint
 
 from medschool.artifact import Artifact, local_copy
 from medschool.errors import InputError, PlanError
+from medschool.train.heap import keep_freed_memory
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 IGNORED = -100
 
 
 def load_model(folder: Path, dtype: str, attention: str = "sdpa") -> Any:
-    """A causal language model from a local folder with safetensors.
+    """A causal language model from a local folder with safetensors; from then on this process keeps the memory that it frees.
 
     Raises InputError when the folder has none, one is damaged, or they lack weights that the model needs (transformers would draw
     those at random and only warn).
@@ -38,6 +39,7 @@ def load_model(folder: Path, dtype: str, attention: str = "sdpa") -> Any:
     from transformers import AutoModelForCausalLM
 
     check_model_files([path.name for path in folder.iterdir()], str(folder))
+    keep_freed_memory()
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -129,33 +131,39 @@ def targets_of(tokens: np.ndarray, doc_lengths: list[list[int]], trained: np.nda
 
 
 def summed_loss(model: Any, inputs: dict[str, Any], targets: torch.Tensor) -> torch.Tensor:
-    """Sum of the cross-entropy over all targets, in nats, in fp32; in chunks where the model was told to (chunk_the_loss)."""
+    """Sum of the cross-entropy over all targets, in nats, in fp32."""
     return row_losses(model, inputs, targets).sum()
 
 
 def row_losses(model: Any, inputs: dict[str, Any], targets: torch.Tensor) -> torch.Tensor:
-    """(B,) sum of the cross-entropy over the targets of each row, in nats, in fp32; as summed_loss."""
-    if getattr(model, "loss_chunk_tokens", None):
+    """(B,) sum of the cross-entropy over the targets of each row, in nats, in fp32."""
+    if getattr(model, "takes_targets", False):
         losses = model(**inputs, use_cache=False, targets=targets)
     else:
         losses = _cross_entropy(model(**inputs, use_cache=False).logits.flatten(0, 1), targets.flatten())
     return losses.view(targets.shape).sum(dim=1)
 
 
-def chunk_the_loss(model: Any, chunk_tokens: int) -> None:
-    """From now on model(..., targets=(B, L)) gives the loss of each token, (B * L,); the logits of all never exist at once.
+def changed_logits(model: Any) -> str | None:
+    """What this model does to its logits after the output head, by the name in its configuration; None where it does nothing."""
+    names = ("logits_scaling", "logit_scale", "final_logit_softcapping")
+    return next((name for name in names if getattr(model.config, name, None)), None)
 
-    Logits are as large as tokens * vocabulary * 4 bytes, several times over: 0.5 GiB for 2048 tokens of a vocabulary of 64
-    thousand, once for the logits, the loss and the gradient each. Here those of `chunk_tokens` exist at a time; the backward pass
-    computes them again (Chen et al. 2016, section 3), which costs one more pass through the output head. Only tokens that have a
-    target go through it: in tuning they are few. The number of chunks does not depend on how many they are, because with ZeRO 3
-    each chunk gathers the head's weights, and all ranks must do so equally often.
+
+def loss_at_targets(model: Any, chunk_tokens: int | None) -> None:
+    """From now on model(..., targets=(B, L)) gives the loss of each token, (B * L,); the output head sees those with a target.
+
+    In tuning they are few, and the head is a large part of a small model: bench/tuning.py shows the gain. With `chunk_tokens` the
+    logits of so many tokens exist at a time, and the backward pass computes them again (Chen et al. 2016, section 3), which costs
+    one more pass through the head. Logits are as large as tokens * vocabulary * 4 bytes, several times over: 0.5 GiB for 2048
+    tokens of a vocabulary of 64 thousand, once for the logits, the loss and the gradient each. The number of chunks does not
+    depend on how many targets there are, because with ZeRO 3 each chunk gathers the head's weights, and all ranks must do so
+    equally often.
     Raises PlanError for a model that does more to its logits than the output head does.
     """
-    scaled = [name for name in ("logits_scaling", "logit_scale", "final_logit_softcapping") if getattr(model.config, name, None)]
-    if scaled:
+    if changed := changed_logits(model):
         raise PlanError(
-            f"{model.config.model_type} changes its logits after the output head ({scaled[0]}), which chunks would leave out",
+            f"{model.config.model_type} changes its logits after the output head ({changed}), which chunks would leave out",
             "leave out cluster.loss_chunk_tokens",
             "cluster.loss_chunk_tokens",
         )
@@ -166,14 +174,17 @@ def chunk_the_loss(model: Any, chunk_tokens: int) -> None:
             return whole(**inputs)
         hidden, wanted = body(**inputs).last_hidden_state.flatten(0, 1), targets.flatten()
         places = (wanted != IGNORED).nonzero().flatten()
-        chunks = places.tensor_split(math.ceil(len(wanted) / chunk_tokens))
-        losses = [checkpoint(_chunk_loss, head, hidden[some], wanted[some], use_reentrant=False) for some in chunks]
+        if chunk_tokens is None:
+            losses = [_loss_at(head, hidden[places], wanted[places])]
+        else:
+            chunks = places.tensor_split(math.ceil(len(wanted) / chunk_tokens))
+            losses = [checkpoint(_loss_at, head, hidden[some], wanted[some], use_reentrant=False) for some in chunks]
         return torch.zeros(len(wanted), device=hidden.device).index_copy(0, places, torch.cat(losses))
 
-    model.forward, model.loss_chunk_tokens = forward, chunk_tokens
+    model.forward, model.takes_targets = forward, True
 
 
-def _chunk_loss(head: Any, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def _loss_at(head: Any, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return _cross_entropy(head(hidden), targets)
 
 

@@ -4,6 +4,8 @@
 
 Knowledge injection and instruction tuning are the same thing here: rows, which of their tokens are trained, and an order.
 
+torch, DeepSpeed and Ray Tune are imported where they are used: this file is read by drivers too, which need none of them.
+
 The resume point is decided once at every start of the worker group (OrderedData) and given to data and model alike. Ray's own
 snapshot of a run is not used: a new attempt gets a new run name and finds its place from the checkpoints in the store.
 """
@@ -15,41 +17,39 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import Future
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.train
-from ray._private.state import state
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
-from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
-from ray.tune.integration.ray_train import TuneReportCallback
 
 from medschool import storage
 from medschool.artifact import Artifact, ArtifactFile, Output
 from medschool.board import Board
+from medschool.cluster import growth
 from medschool.cluster.fit import trial_needs
 from medschool.errors import MedschoolError, PlanError, StageError, cause_of
-from medschool.gauges import Gauges
+from medschool.gauges import Gauges, Restarts
 from medschool.ledger import Ledger
 from medschool.recipe import Recipe
-from medschool.recipe.schema import Cluster
+from medschool.recipe.cluster import Cluster
 from medschool.tokens.on_ray import OrderedData
 from medschool.tokens.shards import Index
 from medschool.tokens.stream import Feed, feed_of, rank_rows
 from medschool.track import read_journal
 from medschool.train.checkpoint import newest_whole
-from medschool.train.course import Course
+from medschool.train.course import JOURNAL, Course
 from medschool.train.failures import given_up, stopped_by_wish
 from medschool.train.group_end import GroupEnds
-from medschool.train.handout import Measure
 from medschool.train.held import cost_of, read_groups
 from medschool.train.memory import REMEDY, START, fitted, note_shortage, out_of_memory_told, shortages, told_by
 from medschool.train.oversight import PLACEMENT_TRY_S, Oversight, reason_of, was_preempted
-from medschool.train.saving import JOURNAL
 from medschool.train.start import Start, decide
-from medschool.train.worker import work
 from medschool.train.zero import check_batch
+
+if TYPE_CHECKING:
+    from medschool.train.handout import Measure
 
 WORKER_ENV = {
     "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "300",
@@ -64,7 +64,7 @@ RESIZE_EVERY_S = 60.0
 
 
 def make_checkpoint(
-    course: Course, rows: dict[str, tuple[Artifact, Index]], board: Board, measure: Measure | None = None
+    course: Course, rows: dict[str, tuple[Artifact, Index]], board: Board, measure: "Measure | None" = None
 ) -> Output:
     """Train one phase. `rows` holds the token rows of every source or set in the mixture; `measure` gets weights on the way.
 
@@ -84,8 +84,7 @@ def make_checkpoint(
 def cluster_room() -> dict[str, float]:
     """Logical CPUs and GPUs that the cluster has, or may grow to where an autoscaler runs."""
     alive = ray.cluster_resources()
-    grown = state.get_max_resources_from_cluster_config() or {}  # None without an autoscaler
-    return {name: max(alive.get(name, 0), grown.get(name, 0)) for name in ("CPU", "GPU")}
+    return {name: max(alive.get(name, 0), growth.most(name)) for name in ("CPU", "GPU")}
 
 
 def check_cluster(recipe: Recipe) -> None:
@@ -109,7 +108,7 @@ def check_cluster(recipe: Recipe) -> None:
             )
 
 
-def _fit_until_done(course: Course, feed: Feed, ledger: Ledger, board: Board, measure: Measure | None) -> dict[str, Any]:
+def _fit_until_done(course: Course, feed: Feed, ledger: Ledger, board: Board, measure: "Measure | None") -> dict[str, Any]:
     """Fit once; again after a rollback, and as long as memory runs out and micro-batches can be halved."""
     began_s = time.time()
     while True:
@@ -128,7 +127,11 @@ def _fit_until_done(course: Course, feed: Feed, ledger: Ledger, board: Board, me
         board.put(end.reason)
 
 
-def _fit(course: Course, feed: Feed, ledger: Ledger, board: Board, measure: Measure | None, began_s: float) -> dict[str, Any]:
+def _fit(course: Course, feed: Feed, ledger: Ledger, board: Board, measure: "Measure | None", began_s: float) -> dict[str, Any]:
+    from ray.train.torch import TorchTrainer
+
+    from medschool.train.rendezvous import OnNetwork
+
     spec = course.recipe.cluster
     os.environ.update(WORKER_ENV)
     resources = {"CPU": spec.cpus_per_worker, **({"GPU": spec.gpus_per_worker} if spec.gpus_per_worker else {})}
@@ -139,9 +142,11 @@ def _fit(course: Course, feed: Feed, ledger: Ledger, board: Board, measure: Meas
             num_workers=spec.num_workers,
             use_gpu=spec.gpus_per_worker > 0,
             resources_per_worker=resources,
+            placement_strategy="PACK",  # on as few nodes as hold them: within a node the network is fastest
+            label_selector=spec.node_labels or None,
             elastic_resize_monitor_interval_s=RESIZE_EVERY_S,
         ),
-        torch_config=TorchConfig(backend=None if spec.gpus_per_worker else "gloo", timeout_s=PROCESS_GROUP_TIMEOUT_S),
+        torch_config=OnNetwork(backend=None if spec.gpus_per_worker else "gloo", timeout_s=PROCESS_GROUP_TIMEOUT_S),
         datasets={"train": _placeholder, "resume": _placeholder},
         dataset_config=OrderedData(feed, course.steps + course.spec.guard.max_skipped_batches, partial(_decide, course, board)),
         run_config=RunConfig(
@@ -149,8 +154,8 @@ def _fit(course: Course, feed: Feed, ledger: Ledger, board: Board, measure: Meas
             storage_path=storage.join(course.run_uri, "ray_train"),
             callbacks=[
                 OnOutOfMemory(course, board),
-                Oversight(course.run_uri, course.trial, spec, board),
-                *([TuneReportCallback()] if course.report_every_steps else []),
+                Oversight(course.run_uri, course.trial, spec, board, Restarts(course.recipe.name, course.phase, course.trial)),
+                *_reports(course),
             ],
             failure_config=FailureConfig(
                 max_failures=spec.max_failures,
@@ -173,6 +178,15 @@ def _fit(course: Course, feed: Feed, ledger: Ledger, board: Board, measure: Meas
         saved = newest_whole(course.run_uri, lambda _: None).step  # the last checkpoint may have failed
         raise stopped_by_wish(result["stopped_at"], saved, course.steps, course.trial)
     return result
+
+
+def _reports(course: Course) -> list[Any]:
+    """What hands the reports of a search's trial to Ray Tune, which no other training needs."""
+    if not course.report_every_steps:
+        return []
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    return [TuneReportCallback()]
 
 
 def _placeholder() -> None:
@@ -204,8 +218,10 @@ def _work(config: dict[str, Any]) -> dict[str, Any] | None:
     rank, world_size = context.get_world_rank(), context.get_world_size()
     start: Start = ray.train.get_dataset_shard("resume")
     batches = _batches(rank_rows(course.order.batch_rows, world_size))
+    from medschool.train.worker import work  # seconds, in which the feed begins
+
     say = config["board"].put
-    show = Gauges(course.recipe.name, course.phase, course.trial)
+    show = Gauges(course.recipe.name, course.phase, course.trial, course.steps)
     ledger, measure, began_s = config["ledger"], config["measure"], config["began_s"]
     try:
         course = fitted(course, start.shortages, world_size)

@@ -16,6 +16,7 @@ import os
 import signal
 import time
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -31,11 +32,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from medschool import storage
 from medschool.board import Board
+from medschool.cluster import growth
 from medschool.errors import MedschoolError, StageError, StoppedError, cause_of
-from medschool.recipe.schema import Cluster
+from medschool.gauges import Restarts
+from medschool.recipe.cluster import Cluster
 from medschool.train import stop, watchdog
 from medschool.train.failures import SAY_EVERY_S, Nodes, Request, given_up, placed_or_raise, restart_line
-from medschool.train.held import Held, node_type
+from medschool.train.held import Held, node_type, worker_price
 
 PLACEMENT_TRY_S = 15.0
 """Ray tries to place a group for so long before the hooks are asked again."""
@@ -44,27 +47,23 @@ STACKS_S = 40.0
 """For the stacks of a worker that does not answer: a task on its node, which may have to start a process first."""
 
 
-def alive_nodes() -> list[Nodes]:
-    """Nodes that are there and not about to be taken away."""
+def alive_nodes(labels: Mapping[str, str]) -> list[Nodes]:
+    """Nodes with these labels that are there and not about to be taken away."""
     leaving = state.get_draining_nodes()
-    return [Nodes(node["Resources"], 1) for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
+    there = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
+    return [Nodes(node["Resources"], 1) for node in there if labels.items() <= node.get("Labels", {}).items()]
 
 
 def grown_nodes() -> list[Nodes]:
-    """What the autoscaler may bring, by node type; empty without one."""
-    config = state.get_cluster_config()
-    return [
-        Nodes(dict(kind.resources), float("inf") if kind.max_count < 0 else kind.max_count, kind.name)
-        for kind in (config.node_group_configs if config else [])
-        if kind.max_count
-    ]
+    """What the autoscaler may bring, by node type, whatever their labels, which its head does not tell; empty without one."""
+    return [Nodes(kind.resources, kind.most, kind.name) for kind in growth.may_come()]
 
 
 class Oversight(WorkerGroupCallback, ControllerCallback):  # type: ignore[misc]
     """The hooks, for one training. Lives in the controller's process."""
 
-    def __init__(self, run_uri: str, trial: str, spec: Cluster, board: Board) -> None:
-        self._run_uri, self._trial, self._spec, self._board = run_uri, trial, spec, board
+    def __init__(self, run_uri: str, trial: str, spec: Cluster, board: Board, restarts: Restarts) -> None:
+        self._run_uri, self._trial, self._spec, self._board, self._restarts = run_uri, trial, spec, board, restarts
         self._progress: watchdog.Progress | None = None
         self._workers: list[Any] = []
         self._looked_s = self._said_s = float("-inf")
@@ -99,9 +98,10 @@ class Oversight(WorkerGroupCallback, ControllerCallback):  # type: ignore[misc]
         now_s = time.monotonic()
         self._waiting_since_s = now_s if self._waiting_since_s is None else self._waiting_since_s
         per_worker = {"CPU": float(self._spec.cpus_per_worker), "GPU": float(self._spec.gpus_per_worker)}
-        request = Request(min(workers, self._spec.fewest_workers), per_worker)
+        request = Request(min(workers, self._spec.fewest_workers), per_worker, self._spec.node_labels)
         waited_s = now_s - self._waiting_since_s
-        line = placed_or_raise(request, alive_nodes(), grown_nodes(), waited_s, self._spec.start_timeout_s)
+        alive = alive_nodes(self._spec.node_labels)
+        line = placed_or_raise(request, alive, grown_nodes(), waited_s, self._spec.start_timeout_s)
         if line and now_s - self._said_s >= SAY_EVERY_S:
             self._board.put(line)
             self._said_s = now_s
@@ -113,6 +113,7 @@ class Oversight(WorkerGroupCallback, ControllerCallback):  # type: ignore[misc]
         not_started = isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupFailedError)
         if was_preempted(error):
             self._preemptions += 1
+            self._held.preempted()
             self._board.put(restart_line(True, self._preemptions, self._spec.max_preemptions, reason_of(error)))
         elif isinstance(error, WorkerGroupError) or not_started:
             self._failures += 1
@@ -130,7 +131,7 @@ class Oversight(WorkerGroupCallback, ControllerCallback):  # type: ignore[misc]
         )
         self._waiting_since_s, self._answers, self._told, self._looked_s = None, {}, stop.NOTHING, float("-inf")
         self._said_s = float("-inf")
-        self._held.begin(_nodes_of(self._workers))
+        self._held.begin(*_nodes_of(self._workers, self._spec))
 
     def before_worker_group_shutdown(self, worker_group: Any) -> None:
         self._held.end()
@@ -139,6 +140,7 @@ class Oversight(WorkerGroupCallback, ControllerCallback):  # type: ignore[misc]
     def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
         """After every poll, twice a second: look after the ranks, and pass on what is wished for."""
         self._held.beat()
+        self._restarts.show(self._failures, self._preemptions)
         if self._progress is None or worker_group_status.finished or worker_group_status.errors:
             return
         now_s = time.monotonic()
@@ -205,10 +207,13 @@ class Oversight(WorkerGroupCallback, ControllerCallback):  # type: ignore[misc]
         raise WorkerGroupError(str(error), dict.fromkeys(self._progress.behind(now_s), error))
 
 
-def _nodes_of(workers: list[Any]) -> Counter[str]:
-    """Workers by the type of their node."""
-    types = {node["NodeID"]: node_type(node) for node in ray.nodes()}
-    return Counter(types.get(worker.metadata.node_id, "node") for worker in workers)
+def _nodes_of(workers: list[Any], spec: Cluster) -> tuple[Counter[str], dict[str, float]]:
+    """Workers by the type of their node, and USD an hour of one of them, where the type has a price."""
+    known = {node["NodeID"]: node for node in ray.nodes()}
+    nodes = [known.get(worker.metadata.node_id, {}) for worker in workers]
+    needs = {"CPU": spec.cpus_per_worker, "GPU": spec.gpus_per_worker}
+    prices = {node_type(node): price for node in nodes if (price := worker_price(node, needs)) is not None}
+    return Counter(node_type(node) for node in nodes), prices
 
 
 def was_preempted(error: Any) -> bool:

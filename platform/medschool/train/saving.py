@@ -29,14 +29,12 @@ from medschool.artifact import ArtifactFile, upload_folder, versions, write_file
 from medschool.errors import MedschoolError, StorageError
 from medschool.ledger import LEDGER, Ledger, ledger_bytes
 from medschool.train.checkpoint import Position, State, commit_state, prune_states, random_file, state_prefix
-from medschool.train.course import Course
+from medschool.train.course import JOURNAL, Course
 from medschool.train.identity import identity_of
 from medschool.train.parts import Part, await_parts, put_part
 from medschool.train.random_state import capture
 from medschool.train.snapshot import HostCopy, take_snapshot, write_snapshot
 
-JOURNAL = "metrics.jsonl"
-"""Measurements of every step, in the finished artifact; saved with each training state, so that a resumed run has all of them."""
 TAG = "state"
 GRACE_S = 30.0
 """How long a run that ends with an error waits for the checkpoint that is under way."""
@@ -119,6 +117,11 @@ class Saver:
         """Return when nothing is under way on this rank any more; on rank 0 every state is then committed, or has failed."""
         for job in self._jobs:
             job.result()
+
+    @property
+    def failures(self) -> int:
+        """Checkpoints in a row that could not be written, as far as rank 0 knows by now."""
+        return self._failures
 
     def _check_failures(self) -> None:
         if self._failures > self._most:

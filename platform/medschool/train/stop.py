@@ -8,11 +8,12 @@ They save that step and leave: at a stop for good, at a preemption until the gro
 """
 
 import time
-
-import torch
-import torch.distributed as dist
+from typing import TYPE_CHECKING
 
 from medschool.train.watchdog import beat
+
+if TYPE_CHECKING:  # the driver and Ray's controller know the words below, and have no use for torch
+    import torch
 
 NOTHING, PREEMPTION, STOP = 0, 1, 2
 SAVED = "saved, waiting to be moved to another node"
@@ -33,8 +34,11 @@ def asked() -> int:
     return _asked
 
 
-def agreed(device: torch.device) -> int:
+def agreed(device: "torch.device") -> int:
     """What the group was asked, the same on every rank. Every rank calls this after the same step."""
+    import torch
+    import torch.distributed as dist
+
     wish = torch.tensor([asked()], dtype=torch.int32, device=device)
     dist.all_reduce(wish)
     return int(wish)

@@ -14,17 +14,19 @@ from medschool.track import read_journal
 from medschool.train import stop
 from medschool.train.capability import untried
 from medschool.train.checkpoint import Position
-from medschool.train.course import Course
+from medschool.train.course import JOURNAL, Course
 from medschool.train.engine import build_engine
 from medschool.train.export import export
 from medschool.train.guard import Skipped, watch_of
 from medschool.train.handout import HandOut, Measure
 from medschool.train.identity import check_resumable
+from medschool.train.layout import layout_of_group
 from medschool.train.loop import train
+from medschool.train.preflight import preflight
 from medschool.train.proof import Remembered
 from medschool.train.record import Record, Show
 from medschool.train.resume import load_state
-from medschool.train.saving import JOURNAL, Saver, of_all_ranks
+from medschool.train.saving import Saver, of_all_ranks
 from medschool.train.skips import on_skip
 from medschool.train.staging import staging_folder
 from medschool.train.start import Start
@@ -59,6 +61,9 @@ def work(
         beat("loading", start.step)
         check_resumable(start, course, ledger)
         with meter.part("start"):
+            checked = preflight(layout_of_group(), rank)
+            for line in checked.lines() if checked and rank == 0 else []:
+                say(line)
             engine = build_engine(course, world_size)
             for line in untried(course.recipe, course.spec) if rank == 0 else []:
                 say(line)
@@ -101,7 +106,7 @@ def _steps(
     for step in train(engine, batches, course.order, start.batch_index, start.step, course.steps, watch, skip):
         done, ledger = step.step, ledger.after(step.batch, step.rows)
         losses.append(step.loss)
-        record.step(step, len(ledger.skipped))
+        record.step(step, len(ledger.skipped), saver.failures)
         updated(step.step)
         wish = stop.agreed(engine.device) if step.step < course.steps else stop.NOTHING
         if (wish or step.step % every == 0) and step.step < course.steps:

@@ -15,6 +15,8 @@ from medschool.errors import PlanError
 from medschool.procedure import Phase, row_tokens, training
 from medschool.recipe import Recipe
 from medschool.tokens.stream import rank_rows
+from medschool.train.layout import Layout
+from medschool.train.network import zero_options
 
 
 def micro_batch_rows(recipe: Recipe, phase: Phase, world_size: int) -> int:
@@ -46,8 +48,8 @@ def check_batch(recipe: Recipe, phase: Phase, world_size: int, positions: int | 
         )
 
 
-def deepspeed_config(recipe: Recipe, phase: Phase, world_size: int) -> dict[str, Any]:
-    """Configuration for deepspeed.initialize."""
+def deepspeed_config(recipe: Recipe, phase: Phase, world_size: int, layout: Layout | None = None) -> dict[str, Any]:
+    """Configuration for deepspeed.initialize. `layout`: of a group that may stand on several machines."""
     spec = training(recipe, phase)
     share, micro = rank_rows(spec.batch_rows, world_size), micro_batch_rows(recipe, phase, world_size)
     return {
@@ -55,7 +57,7 @@ def deepspeed_config(recipe: Recipe, phase: Phase, world_size: int) -> dict[str,
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": share // micro,
         "gradient_clipping": spec.optimizer.clip_norm,
-        "zero_optimization": {"stage": recipe.cluster.zero_stage, **_offloaded(recipe)},
+        "zero_optimization": {"stage": recipe.cluster.zero_stage, **_offloaded(recipe), **_over_machines(recipe, layout)},
         "bf16": {"enabled": recipe.model.dtype == "bf16"},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
@@ -68,3 +70,10 @@ def _offloaded(recipe: Recipe) -> dict[str, Any]:
     keys = {"optimizer": "offload_optimizer", "parameters": "offload_param"}
     pinned = recipe.cluster.gpus_per_worker > 0  # pages that a GPU copies from without the CPU's help
     return {keys[name]: {"device": "cpu", "pin_memory": pinned} for name in recipe.cluster.offload}
+
+
+def _over_machines(recipe: Recipe, layout: Layout | None) -> dict[str, Any]:
+    if layout is None:
+        return {}
+    width = 2 if recipe.model.dtype == "bf16" else 4
+    return zero_options(layout, recipe.cluster.zero_stage, width, "parameters" in recipe.cluster.offload)
