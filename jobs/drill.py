@@ -1,6 +1,7 @@
 """Break a run on purpose on this cluster, and see whether it heals: `python -m jobs.drill recipes/quickstart.yaml --kills 2`.
 
-What `medschool drill resume --cluster` submits; medschool.cluster.drill says what is done and what PASS means.
+What `medschool drill resume --cluster` and `medschool drill preempt --cluster` submit; medschool.cluster.drill and node_drill say
+what is done and what PASS means.
 """
 
 import argparse
@@ -10,6 +11,8 @@ import sys
 import ray
 
 from jobs.run import quiet, store_from_environment
+from medschool.cluster.node_drill import for_cluster
+from medschool.commands import drill_faults
 from medschool.commands.drill import parse_sizes, run_connected
 from medschool.errors import MedschoolError
 from medschool.recipe import load
@@ -19,6 +22,7 @@ def main() -> int:
     """The exit code: 0 for PASS, 1 for FAIL."""
     parser = argparse.ArgumentParser(epilog="example: python -m jobs.drill recipes/quickstart.yaml --world-sizes 2,1,2")
     parser.add_argument("recipe")
+    parser.add_argument("--fault", choices=["resume", "preempt"], default="resume")
     parser.add_argument("--kills", type=int, default=2)
     parser.add_argument("--world-sizes", default="")
     parser.add_argument("--steps", type=int, default=24)
@@ -30,6 +34,8 @@ def main() -> int:
     sizes = parse_sizes(args.world_sizes, recipe)
     ray.init(address="auto", log_to_driver=False, logging_level=logging.WARNING)
     quiet()
+    if args.fault == "preempt":
+        return drill_faults.run_connected("preempt", for_cluster(recipe, args.steps), store_uri, args.steps, None, args.json)
     return run_connected(recipe, store_uri, args.tiny, args.kills, sizes, args.steps, args.json)
 
 

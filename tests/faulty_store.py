@@ -24,8 +24,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import psutil
-
 PIECE = 2**18
 CONTROL = "/-/faults"
 
@@ -97,26 +95,10 @@ def faulty_store(upstream_url: str) -> Iterator[FaultyStore]:
 @contextmanager
 def seaweed(home: Path) -> Iterator[dict[str, str]]:
     """A SeaweedFS of its own in `home`, started as `medschool up` starts it; yields the variables that name it."""
-    from medschool.cluster import ports, process, state
-    from medschool.cluster.object_store import STORE
+    from medschool.cluster.own_store import own_store
 
-    state.prepare(home)
-    services = state.load(home)
-    chosen = ports.choose({name: STORE.partner for name in STORE.ports}, {}, {}, seed=services.identity)
-    services = state.Services(home, ports=chosen)
-    variables = STORE.variables(services)
-    environment = {**os.environ, **variables, **STORE.settings(services)}
-    child = process.spawn(STORE.command(services), environment, services.mark("store"), home, services.log("store"))
-    try:
-        limit = process.deadline(60)
-        while STORE.problem(variables):
-            assert child.poll() is None and time.monotonic() < limit, process.tail(services.log("store"))
-            time.sleep(0.2)
-        STORE.finish(services)
-        yield variables
-    finally:
-        process.stop([each for each in [psutil.Process(child.pid), *psutil.Process(child.pid).children(recursive=True)]], 5)
-        child.wait()
+    with own_store(home) as store:
+        yield store.variables
 
 
 class _Proxy:

@@ -1,72 +1,30 @@
-"""Requests at a steady rate against a served echo, each noted with when it began and how it ended."""
+"""Traffic against a served echo with the tests' own key, and readers of single streams."""
 
 import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import httpx
 
+from medschool.cluster import traffic
+
 KEY = "operation-test-key"
 HEADERS = {"authorization": f"Bearer {KEY}"}
-CHAT = "/v1/chat/completions"
+CHAT = traffic.CHAT
 
 
 def body(text: str, **fields: Any) -> dict[str, Any]:
     return {"model": "echo", "messages": [{"role": "user", "content": text}], **fields}
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """One request. status: 0 where no answer came. code: `error.code` of a refusal in JSON, or what was wrong with the connection."""
-
-    began_s: float
-    seconds: float
-    status: int
-    code: str
-
-
-class Traffic:
+class Traffic(traffic.Traffic):
     """`per_s` requests a second from `with` until its end; then `outcomes` is complete."""
 
     def __init__(self, url: str, per_s: float = 20) -> None:
-        self._url, self._pause_s = url + CHAT, 1 / per_s
-        self.outcomes: list[Outcome] = []
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        time.sleep(0.5)
-        return self
+        super().__init__(url, KEY, per_s)
 
     def __exit__(self, *error: object) -> None:
-        time.sleep(0.5)
-        self._ended.set()
-        self._thread.join(60)
+        super().__exit__(*error)
         assert len(self.outcomes) > 5, "there was traffic"
-
-    @property
-    def failed(self) -> list[Outcome]:
-        return [outcome for outcome in self.outcomes if outcome.status != 200]
-
-    def failed_after(self, moment_s: float) -> list[Outcome]:
-        return [outcome for outcome in self.failed if outcome.began_s > moment_s]
-
-    def _run(self) -> None:
-        with httpx.Client(timeout=60, limits=httpx.Limits(max_connections=64)) as client, ThreadPoolExecutor(64) as pool:
-            while not self._ended.wait(self._pause_s):
-                pool.submit(self._ask, client)
-
-    def _ask(self, client: httpx.Client) -> None:
-        began_s = time.monotonic()
-        try:
-            answer = client.post(self._url, headers=HEADERS, json=body("well", max_tokens=4))
-            status, code = answer.status_code, "" if answer.is_success else str(answer.json()["error"]["code"])
-        except (httpx.HTTPError, ValueError) as error:
-            status, code = 0, f"{type(error).__name__}: {error}"
-        self.outcomes.append(Outcome(began_s, time.monotonic() - began_s, status, code))
 
 
 class Reader(threading.Thread):

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from medschool import __version__
+from medschool import __version__, s3
 from medschool.commands.arguments import AsJson, Overrides, RecipePath, environment, store, tree_of
 from medschool.commands.cluster import app as cluster_app
 from medschool.commands.drill import app as drill_app
@@ -21,6 +21,7 @@ from medschool.commands.keys import app as keys_app
 from medschool.commands.ledger import app as ledger_app
 from medschool.commands.mask import app as mask_app
 from medschool.commands.promote import app as promote_app
+from medschool.commands.status import status
 from medschool.commands.tokens import app as tokens_app
 from medschool.commands.verdict import app as verdict_app
 from medschool.commands.why import app as why_app
@@ -65,6 +66,7 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 @app.command()
 def up(
     num_cpus: Annotated[int, typer.Option(help="Logical CPUs of the local Ray head; more than the cores is right.")] = 8,
+    metrics: Annotated[bool, typer.Option("--metrics", help="Watch Ray with a Prometheus, its alerts and a dashboard.")] = False,
 ) -> None:
     """Start the local services that are not running: object store, Ray, MLflow. Yours are used instead where they are set.
 
@@ -72,7 +74,7 @@ def up(
     """
     from medschool.cluster import local, state
 
-    local.up(state.home(), num_cpus=num_cpus, say=print)
+    local.up(state.home(), num_cpus=num_cpus, metrics=metrics, say=print)
 
 
 @app.command()
@@ -128,13 +130,12 @@ def plan(
 
     Example: medschool plan recipes/pmc_llama_13b.yaml --cluster cluster.yaml --json
     """
-    from medschool import storage
     from medschool.plan import make_plan, model_shape
 
     with contextlib.suppress(ServiceError):  # a plan is made without services too: it says what is missing
         environment()
     checked = load(recipe, overrides)
-    with storage.patience(PLAN_WAITS_S):
+    with s3.patience(PLAN_WAITS_S):
         made = make_plan(checked, os.environ.get("MEDSCHOOL_STORE", ""))
         shape = model_shape(checked, os.environ.get("MEDSCHOOL_STORE", ""))
     if cluster is None:
@@ -163,6 +164,7 @@ def submit(
     Example: medschool submit recipes/quickstart.yaml --set pretrain.length.steps=4
     """
     from medschool.cluster import submit as ray_jobs
+    from medschool.cluster.progress import plan_words
     from medschool.cluster.status import next_steps
     from medschool.procedure import recipe_digest
     from medschool.train.live import Screen
@@ -179,6 +181,7 @@ def submit(
         "recipe": checked.name,
         "recipe_digest": recipe_digest(checked),
         "mlflow_experiment": checked.name,
+        "stages": plan_words(checked) if job == "whole_run" else "",
     }
     identity = ray_jobs.submit(root, job, checked.name, arguments, metadata, _say)
     if detach:
@@ -221,23 +224,7 @@ def _bring_home(recipe: Recipe) -> list[Path]:
     return found
 
 
-@app.command()
-def status(as_json: AsJson = False) -> None:
-    """What runs here: services, jobs, the served model.
-
-    Example: medschool status --json
-    """
-    from medschool.cluster.status import status as look
-
-    environment()
-    found = look()
-    if as_json:
-        print(json.dumps(found, indent=1))
-        return
-    for name, part in found.items():
-        print(
-            f"{name:<8} " + ("  ".join(f"{key} {value}" for key, value in part.items()) if isinstance(part, dict) else str(part))
-        )
+app.command()(status)
 
 
 def _known_job(root: Path, job: str) -> None:

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -69,18 +70,11 @@ class Faults:
 
 
 def preempt(faults: Faults) -> None:
+    from medschool.cluster.drain import drain_node
+
     node = faults.workers()[-1][0]
     faults.tell("preempted", node=node.node_id)
-    words = [
-        "--reason",
-        "DRAIN_NODE_REASON_PREEMPTION",
-        "--reason-message",
-        "test",
-        "--deadline-remaining-seconds",
-        str(DEADLINE_S),
-    ]
-    program = str(Path(sys.executable).with_name("ray"))
-    subprocess.run([program, "drain-node", "--address", faults.address, "--node-id", node.node_id, *words], check=True)
+    drain_node(faults.address, node.node_id, datetime.now(UTC) + timedelta(seconds=DEADLINE_S), "test")
 
 
 def hang(faults: Faults) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from medschool.cluster.why import Waits, cause_of_death, waiting
+from medschool.cluster.why import Waits, cause_of_death, refused, waiting
 
 ROOT = Path(__file__).parents[2]
 REPORT = """======== Autoscaler status: 2026-11-23 12:52:38.396388 ========
@@ -54,8 +54,8 @@ MEMORY = """
 STORE = """
     import os
     os.environ.update(AWS_ENDPOINT_URL="http://127.0.0.1:9", AWS_ACCESS_KEY_ID="x", AWS_SECRET_ACCESS_KEY="y")
-    from medschool import storage
-    with storage.patience(0.1):
+    from medschool import s3, storage
+    with s3.patience(0.1):
         storage.read_bytes("s3://bucket/key")
 """
 WORKER_GONE = """
@@ -114,5 +114,17 @@ def test_a_demand_without_a_place_is_told_with_what_comes_and_what_failed() -> N
         "coming: gpu_train, 2 launching",
         "failed launch: gpu_train: InsufficientInstanceCapacity (latest_attempt: 12:50:01)",
     )
+    idle = REPORT.replace("Active:\n 1 head", "Active:\n (no active nodes)\nIdle:\n 1 head")
+    assert waiting("job", "RUNNING", Waits((), idle)).told == found.told[1:], "an idle head is a node, too"
     calm = REPORT.rsplit("\n", 1)[0] + "\n (no resource demands)"
     assert waiting("job", "RUNNING", Waits((), calm)).cause is None
+
+
+def test_the_clouds_words_come_from_the_autoscalers_log() -> None:
+    log = """2026-11-23 12:50:01,007\tINFO node_provider.py:498 -- Failed to launch 2 nodes of type gpu_train: first words
+2026-11-23 12:50:01,007\tINFO node_provider.py:494 -- Launched 1 nodes of type cpu.
+2026-11-23 12:51:01,007\tINFO node_provider.py:498 -- Failed to launch 2 nodes of type gpu_train: VcpuLimitExceeded: ask for more
+"""
+    assert refused(log) == ("gpu_train: VcpuLimitExceeded: ask for more",)
+    found = waiting("job", "RUNNING", Waits((), REPORT, refused(log)))
+    assert found.told[-1] == "the cloud gives no gpu_train: VcpuLimitExceeded: ask for more" and "quota" in found.remedy

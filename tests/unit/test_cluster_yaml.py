@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import yaml
 from jsonschema import ValidationError
+from ray._private.label_utils import validate_node_label_syntax
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 
 from medschool.cluster.offer import nodes_for
+from medschool.cluster.price import PRICE, price_of
 from medschool.cluster.wiring import QUIET
 from medschool.recipe import load
 
@@ -103,10 +105,11 @@ def test_every_ray_start_asks_for_the_token_that_the_nodes_have(config: dict[str
     assert all(local.startswith("~/") for local in config["file_mounts"].values()), "secrets stay out of the repository"
 
 
-def test_the_head_does_no_work_and_the_dashboard_is_private(config: dict[str, Any]) -> None:
+def test_the_head_does_no_work_knows_what_may_come_and_its_dashboard_is_private(config: dict[str, Any]) -> None:
     head = config["available_node_types"][config["head_node_type"]]
     assert head["resources"]["CPU"] == 0 and head["resources"]["driver"] > 0 and head["max_workers"] == 0
     start = next(start for start in ray_starts(config) if "--head" in start)
+    assert 'MEDSCHOOL_NODE_TYPES="$(python -m medschool.cluster.growth ~/ray_bootstrap_config.yaml)"' in start
     assert "--dashboard-host=127.0.0.1" in start
     assert "0.0.0.0" not in str(config) and "AssociatePublicIpAddress" not in str(config)
     assert config["provider"]["use_internal_ips"] is True
@@ -163,3 +166,12 @@ def test_every_value_that_is_not_real_is_marked() -> None:
     invented = [line for line in settings if re.search(r"0{17}|example\.org|your-bucket", line)]
     assert len(invented) == 6
     assert [line for line in invented if "# CHANGE" not in line] == []
+
+
+def test_every_node_knows_its_price_and_there_is_one_table(config: dict[str, Any]) -> None:
+    for name, node_type in config["available_node_types"].items():
+        assert price_of(node_type["labels"]) == float(config["metadata"]["usd_per_hour"][name]) > 0
+        validate_node_label_syntax(node_type["labels"])
+    types = AutoscalingConfig(copy.deepcopy(config), skip_content_hash=True).get_node_type_configs()
+    assert {name: each.labels[PRICE] for name, each in types.items()} == config["metadata"]["usd_per_hour"]
+    assert not [line for line in TEXT.splitlines() if re.search(r"usd-per-hour: [^*]", line)], "a price that is not in the table"

@@ -25,13 +25,13 @@ from typing import Any
 
 from medschool import storage
 from medschool.artifact import Artifact, Output, digest_of
-from medschool.cluster.kill import Kill, Said, hunting
+from medschool.cluster.kill import Kill, hunting
+from medschool.cluster.strike import Said
 from medschool.errors import MedschoolError, PlanError
 from medschool.ledger import LEDGER
 from medschool.tokens.shards import Index
 from medschool.track import read_journal
-from medschool.train.course import Course
-from medschool.train.saving import JOURNAL
+from medschool.train.course import JOURNAL, Course
 
 TOLERANCE = 1e-4
 """Largest relative difference of a loss between two numbers of workers."""
@@ -162,14 +162,14 @@ def _run(
     prefix_uri = storage.join(course.prefix_uri, name)
     stretches = [(size, len(list(same))) for size, same in itertools.groupby(starts)]
     hunter, due = hunting(stops, course.recipe.seed, lambda line: say(f"{name}: {line}")), 0
-    with hunter as board:
+    with hunter:
         for number, (size, count) in enumerate(stretches, 1):
             cluster = {"num_workers": size, "checkpoint_every_steps": every, "max_failures": count - 1}
             recipe = course.recipe.model_copy(update={"cluster": course.recipe.cluster.model_copy(update=cluster)})
             due += count if number < len(stretches) else count - 1
             here = replace(course, recipe=recipe, run_uri=storage.join(course.run_uri, name), prefix_uri=prefix_uri)
             try:
-                output = make_checkpoint(here, rows, board)
+                output = make_checkpoint(here, rows, hunter.board)
             except MedschoolError:
                 if number == len(stretches) or len(hunter.kills) < due:
                     raise

@@ -24,10 +24,12 @@ import psutil
 from medschool.cluster import ports, process
 from medschool.cluster.farewell import finish_answers
 from medschool.cluster.object_store import STORE
+from medschool.cluster.prometheus import PROMETHEUS, executable
 from medschool.cluster.ray_head import RAY
 from medschool.cluster.state import Service, Services, load, locked, prepare, save
 from medschool.cluster.wiring import SERVICES, client_variables, digests, environment, general, inherited, is_elsewhere, stale
 from medschool.errors import ServiceError
+from medschool.metrics import FOLDER
 
 __all__ = ["down", "environment", "is_running", "up"]
 
@@ -35,15 +37,16 @@ SILENT_S = 30
 """How long a living service may be silent, on a machine that is busy, before `up` gives up on it."""
 
 
-def up(home: Path, *, num_cpus: int = 8, say: Callable[[str], None] = print) -> Services:
+def up(home: Path, *, num_cpus: int = 8, metrics: bool = False, say: Callable[[str], None] = print) -> Services:
     """Start what does not run, and wait until everything answers. Safe to repeat.
 
-    num_cpus: logical CPUs of the Ray head. Raises ServiceError with the end of the log when a service does not come up.
+    num_cpus: logical CPUs of the Ray head. metrics: with a Prometheus that scrapes it.
+    Raises ServiceError with the end of the log when a service does not come up.
     """
     prepare(home)
     with locked(home):
         services = load(home)
-        own = _own(services, say)
+        own = _own(services, say) + (_watching(services) if metrics else [])
         kept = [service for service in own if _works(service, services)]
         fresh = [service for service in own if service not in kept]
         for service in fresh:
@@ -67,6 +70,17 @@ def _own(services: Services, say: Callable[[str], None]) -> list[Service]:
         else:
             own.append(service)
     return own
+
+
+def _watching(services: Services) -> list[Service]:
+    """The Prometheus. Raises ServiceError where Ray is elsewhere, or the system has none: before anything is started."""
+    if is_elsewhere(RAY, services):
+        raise ServiceError(
+            "--metrics watches the Ray that `medschool up` starts, and yours is elsewhere",
+            f"run a Prometheus on its head with the files of {FOLDER}",
+        )
+    executable()
+    return [PROMETHEUS]
 
 
 def is_running(service: Service, services: Services) -> bool:
@@ -231,7 +245,8 @@ def down(home: Path, say: Callable[[str], None] = print) -> None:
         services = load(home)
         if _members(RAY, services):
             finish_answers(services, lambda: environment(home), say)
-        for service in reversed(SERVICES):
+        watching = [PROMETHEUS] if PROMETHEUS.name in services.sessions or _members(PROMETHEUS, services) else []
+        for service in (*watching, *reversed(SERVICES)):
             began, count = time.monotonic(), len(_members(service, services))
             services = _stop(service, services)
             save(services)

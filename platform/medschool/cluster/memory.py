@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from medschool.cluster.fit import parameters
-from medschool.recipe.schema import Cluster, Lora, Shape
+from medschool.recipe.cluster import Cluster
+from medschool.recipe.training import Lora, Shape
 
 BYTES = {"bf16": 2, "fp32": 4}
 REDUCE_BUCKET, LIVE_PARAMETERS = 500_000_000, 1_000_000_000
@@ -63,6 +64,16 @@ def training_memory(
         backward = activations + logits
     update = 0 if "optimizer" in spec.offload else 4 * trained // (workers if stage >= 1 else 1)
     return Memory(states, buffers, activations, logits, states + max(buffers + backward, update), optimizer + weights + offloaded)
+
+
+def second_copy_bytes(shape: Shape, spec: Cluster, dtype: str, workers: int, machines: int) -> int:
+    """The weights that each machine keeps a second time at stage 3, dealt out to its own workers (train.network.zero_options).
+
+    Left out of `training_memory`, because only a cluster file says how many machines there are.
+    """
+    if spec.zero_stage != 3 or machines == 1 or workers % machines or workers == machines or "parameters" in spec.offload:
+        return 0
+    return BYTES[dtype] * parameters(shape) * machines // workers
 
 
 def layer_bytes(shape: Shape, width: int, attention: str, row_tokens: int) -> int:

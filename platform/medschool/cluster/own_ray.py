@@ -29,15 +29,9 @@ def own_ray(num_cpus: int) -> Iterator[Path]:
 
     Raises ServiceError where this process has a Ray already.
     """
-    folder = Path(tempfile.mkdtemp(prefix="ms-own-"))  # a short name: Ray puts Unix sockets below it
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        os.environ.update(_variables(folder))
-        os.environ.pop("RAY_ADDRESS", None)
+    with own_folder() as folder:
         import ray
 
-        if ray.is_initialized():
-            raise ServiceError("this process is connected to a Ray already", "run the command in a process of its own")
         try:
             ray.init(
                 address="local",
@@ -50,18 +44,53 @@ def own_ray(num_cpus: int) -> Iterator[Path]:
                 _temp_dir=str(folder / "r"),
             )
         except Exception as error:  # Ray raises plain Exception where its processes do not come up in time
-            raise ServiceError(f"Ray did not start ({error})", "try again when this machine is less busy") from error
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # after Ray has set its own: cleaned up as after Ctrl-C
-        ray.data.DataContext.get_current().enable_progress_bars = False
-        for name in ("ray.data", "ray.train", "ray.tune"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
+            raise not_started(error) from error
+        end_at_sigterm()
+        quiet()
         try:
             yield folder
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def own_folder() -> Iterator[Path]:
+    """A folder of a Ray's own, removed at the end, with the variables set that this process and all that Ray starts need.
+
+    Raises ServiceError where this process has a Ray already.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="ms-own-"))  # a short name: Ray puts Unix sockets below it
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        os.environ.update(_variables(folder))
+        os.environ.pop("RAY_ADDRESS", None)
+        import ray
+
+        if ray.is_initialized():
+            raise ServiceError("this process is connected to a Ray already", "run the command in a process of its own")
+        yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         signal.signal(signal.SIGTERM, before)
+
+
+def not_started(error: Exception) -> ServiceError:
+    """The error for a Ray whose processes did not come up."""
+    return ServiceError(f"Ray did not start ({error})", "try again when this machine is less busy")
+
+
+def end_at_sigterm() -> None:
+    """From now on, after Ray has set its own: cleaned up as after Ctrl-C."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+
+def quiet() -> None:
+    """Keep the libraries' own progress out of this process's output."""
+    import ray
+
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    for name in ("ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _variables(folder: Path) -> dict[str, str]:

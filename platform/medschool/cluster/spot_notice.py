@@ -13,11 +13,12 @@ and should be asked every five seconds; the token is version 2 of the metadata s
 import argparse
 import time
 from datetime import UTC, datetime
-from typing import Any
 
 import httpx
 import ray
-from ray.core.generated import autoscaler_pb2, gcs_pb2
+
+from medschool.cluster.drain import drain_node, worker_nodes
+from medschool.errors import ServiceError
 
 METADATA = "http://169.254.169.254"
 ASK_EVERY_S = 5.0
@@ -37,18 +38,12 @@ def notice(metadata: str) -> datetime | None:
 def drain(head: str, own_address: str, at: datetime) -> str:
     """Tell Ray that the node at `own_address` will be gone at that moment; the node's id.
 
-    Raises LookupError when Ray knows no living node there, RuntimeError when it does not accept the drain.
+    Raises LookupError when Ray knows no living node there, ServiceError when it does not accept the drain.
     """
-    gcs = ray._raylet.GcsClient(address=head)
-    nodes: list[Any] = list(gcs.get_all_node_info(timeout=30).values())
-    alive = [node for node in nodes if node.state == gcs_pb2.GcsNodeInfo.ALIVE and not node.is_head_node]
-    found: str | None = next((node.node_id.hex() for node in alive if node.node_manager_address == own_address), None)
+    found = next((node_id for node_id, address in worker_nodes(head).items() if address == own_address), None)
     if found is None:
         raise LookupError(f"Ray knows no node at {own_address}")
-    reason = autoscaler_pb2.DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION
-    accepted, why = gcs.drain_node(found, reason, "spot interruption notice", int(at.timestamp() * 1000))
-    if not accepted:
-        raise RuntimeError(f"Ray did not accept the drain of {found}: {why}")
+    drain_node(head, found, at, "spot interruption notice")
     return found
 
 
@@ -61,7 +56,7 @@ def watch(head: str, own_address: str, metadata: str) -> None:
                 left_s = (at - datetime.now(UTC)).total_seconds()
                 print(f"spot notice: node {node} is gone in {left_s:.0f} s, Ray drains it", flush=True)
                 return
-        except (httpx.HTTPError, LookupError, RuntimeError, ValueError) as error:
+        except (httpx.HTTPError, LookupError, RuntimeError, ServiceError, ValueError) as error:
             print(f"spot notice: {type(error).__name__}: {error}; asked again", flush=True)
         time.sleep(ASK_EVERY_S)
 

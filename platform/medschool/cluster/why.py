@@ -12,12 +12,15 @@ nothing that is on the list is called a fault of the code, with the last line of
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from medschool.errors import InputError, ServiceError
 
 TAIL_LINES = 400
+LOG_LINES = 4000
+"""Of the autoscaler: it writes two a round, every few seconds."""
 TOLD_LINES = 6
 TIMEOUT_S = 10.0
 
@@ -64,6 +67,12 @@ CAUSES = (
     ),
 )  # fmt: skip
 ERROR = re.compile(r"^error: |^\w[\w.]*(Error|Exception|Interrupt|Exit)\b(:|$)")
+REFUSED = re.compile(r"Failed to launch \d+ nodes of type (\S+): (.*)")
+"""The autoscaler's log has what the report leaves out: why."""
+PLACE_REMEDY = (
+    "wait for what is coming; else lower cluster.num_workers or cpus_per_worker, or raise max_workers in the cluster file"
+)
+REFUSED_REMEDY = "raise the quota, or name another region or machine in the cluster file; until then Ray tries again and again"
 
 
 @dataclass(frozen=True)
@@ -141,6 +150,8 @@ class Waits:
     """Placement groups without a place: their bundles, and their state."""
     report: str
     """What `ray status` prints: nodes, pending nodes, failed launches, demands."""
+    refusals: tuple[str, ...] = ()
+    """Node types that the cloud does not give, and its words."""
 
 
 def waits() -> Waits:
@@ -150,7 +161,13 @@ def waits() -> Waits:
         for each in _asked("/api/v0/placement_groups", detail="1")["result"]["result"]
         if each["state"] in ("PENDING", "RESCHEDULING")
     ]
-    return Waits(tuple(groups), str(_asked("/api/cluster_status", format="1").get("clusterStatus", "")))
+    report = str(_asked("/api/cluster_status", format="1").get("clusterStatus", ""))
+    return Waits(tuple(groups), report, refused(_autoscaler_log()) if "LaunchFailed" in report else ())
+
+
+def refused(log: str) -> tuple[str, ...]:
+    """The last words of the cloud about each node type that it did not give, from the autoscaler's log."""
+    return tuple(f"{kind}: {words.strip()}" for kind, words in dict(REFUSED.findall(log)).items())
 
 
 def waiting(job: str, state: str, found: Waits) -> Finding:
@@ -161,14 +178,17 @@ def waiting(job: str, state: str, found: Waits) -> Finding:
     told = [
         *(f"no place for {group}" for group in found.groups),
         *(f"demand: {line}" for line in demands if not line.startswith("(no")),
-        *(f"nodes: {line}" for line in _section(found.report, "Active:")),
+        *(f"nodes: {line}" for line in _nodes(found.report)),
         *(f"coming: {line}" for line in _section(found.report, "Pending:") if not line.startswith("(no")),
         *(f"failed launch: {line}" for line in _section(found.report, "Recent failures:") if not line.startswith("(no")),
+        *(f"the cloud gives no {line}" for line in found.refusals),
     ]
-    remedy = (
-        "wait for what is coming; else lower cluster.num_workers or cpus_per_worker, or raise max_workers in the cluster file"
-    )
-    return Finding(job, state, "waits for a place", tuple(told), remedy)
+    return Finding(job, state, "waits for a place", tuple(told), REFUSED_REMEDY if found.refusals else PLACE_REMEDY)
+
+
+def _nodes(report: str) -> list[str]:
+    """Nodes at work and idle ones; the head of a cluster that starts from nothing is one of these."""
+    return [line for title in ("Active:", "Idle:") for line in _section(report, title) if not line.startswith("(no")]
 
 
 def _section(report: str, title: str) -> list[str]:
@@ -194,14 +214,35 @@ def _bundles(bundles: Sequence[dict[str, Any]]) -> str:
     return ", ".join(f"{count} x {{{text}}}" for text, count in counts.items())
 
 
+def _autoscaler_log() -> str:
+    """The end of the autoscaler's log on the head; empty where it lies elsewhere, as beside a head in Kubernetes."""
+    nodes = _asked("/api/v0/nodes", detail="1")["result"]["result"]
+    head = next((str(each["node_id"]) for each in nodes if each.get("is_head_node")), "")
+    with suppress(ServiceError):
+        return str(_answer("/api/v0/logs/file", node_id=head, filename="monitor.log", lines=str(LOG_LINES)).text)
+    return ""
+
+
 def _asked(path: str, **parameters: str) -> dict[str, Any]:
+    try:
+        data: dict[str, Any] = _answer(path, **parameters).json()["data"]
+    except (KeyError, ValueError) as error:
+        raise _silent(error) from error
+    return data
+
+
+def _answer(path: str, **parameters: str) -> Any:
     import httpx
     from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
 
     address = os.environ.get("MEDSCHOOL_RAY_JOBS", "")
     try:
         answer = httpx.get(f"{address}{path}", params=parameters, headers=get_auth_headers_if_auth_enabled({}), timeout=TIMEOUT_S)
-        data: dict[str, Any] = answer.raise_for_status().json()["data"]
-    except (httpx.HTTPError, httpx.InvalidURL, KeyError, ValueError) as error:
-        raise ServiceError(f"Ray's head does not tell its state ({error})", "run `medschool doctor`", address) from error
-    return data
+        return answer.raise_for_status()
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise _silent(error) from error
+
+
+def _silent(error: Exception) -> ServiceError:
+    address = os.environ.get("MEDSCHOOL_RAY_JOBS", "")
+    return ServiceError(f"Ray's head does not tell its state ({error})", "run `medschool doctor`", address)

@@ -2,21 +2,19 @@
 
 import json
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from medschool.commands.arguments import AsJson, Overrides, RecipePath, environment, store_alone, tree_of
+from medschool.commands import drill_faults
+from medschool.commands.arguments import AsJson, Overrides, RecipePath, store_alone
+from medschool.commands.drill_job import as_job
 from medschool.errors import RecipeError
 from medschool.recipe import Recipe, load
 
 app = typer.Typer(name="drill", no_args_is_help=True, help="Break a run on purpose and see whether it heals.")
-
-
-@app.callback()
-def _group() -> None:
-    """Keeps `resume` a verb of its own while it is the only one."""
+for _verb in (drill_faults.preempt, drill_faults.node, drill_faults.head, drill_faults.store):
+    app.command()(_verb)
 
 
 @app.command()
@@ -42,8 +40,8 @@ def resume(
     sizes = parse_sizes(world_sizes, checked)
     if on_cluster:
         words = ["--kills", str(kills), "--world-sizes", ",".join(map(str, sizes)), "--steps", str(steps)]
-        words += [*["--tiny"] * tiny, *["--json"] * as_json, *(word for override in overrides for word in ("--set", override))]
-        raise typer.Exit(_as_job(recipe, checked, words))
+        words += [*["--tiny"] * tiny, *["--json"] * as_json]
+        raise typer.Exit(as_job(recipe, checked, words, overrides))
     raise typer.Exit(run_here(checked, kills, sizes, steps, tiny, as_json))
 
 
@@ -85,18 +83,3 @@ def run_connected(recipe: Recipe, store_uri: str, tiny: bool, kills: int, sizes:
     for line in [json.dumps(outcome.as_json(), indent=1)] if as_json else outcome.lines():
         print(line, flush=True)
     return 0 if outcome.result == "PASS" else 1
-
-
-def _as_job(path: Path, recipe: Recipe, words: list[str]) -> int:
-    """Submit `python -m jobs.drill` and follow it; the job's exit code."""
-    from medschool.cluster import submit as ray_jobs
-
-    root = tree_of(path)
-    environment()
-    arguments = [str(path.resolve().relative_to(root)), *words]
-    identity = ray_jobs.submit(root, "drill", f"{recipe.name}-drill", arguments, {"recipe": recipe.name}, _tell)
-    return ray_jobs.follow(identity, print)
-
-
-def _tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

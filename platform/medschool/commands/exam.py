@@ -148,13 +148,14 @@ def _items(recipe: Recipe, name: str, store_uri: str, found: "Resolved") -> "Art
 
 
 def _in_corpus(recipe: Recipe, done: Mapping[str, "Resolved"]) -> dict[str, frozenset[str]]:
-    """Ids of each exam's items that stand in the corpus; nothing is known where a search is not finished."""
+    """Ids of each exam's items that stand in the corpus or in instructions; nothing is known where a search is not finished."""
     from medschool.ablate.contamination import found_items
-    from medschool.procedure import withheld_sources
+    from medschool.procedure import examined_sets, withheld_sources
 
-    made = {name: done[f"overlap/{name}"].artifact for name in withheld_sources(recipe)}
-    finished = {name: one for name, one in made.items() if one is not None}
-    return found_items(finished) if len(finished) == len(made) else {}
+    searched = {"overlap": withheld_sources(recipe), "instructions": examined_sets(recipe)}
+    made = {kind: {name: done[f"{kind}/{name}"].artifact for name in names} for kind, names in searched.items()}
+    finished = {kind: {name: one for name, one in found.items() if one is not None} for kind, found in made.items()}
+    return found_items(**finished) if all(len(finished[kind]) == len(found) for kind, found in made.items()) else {}
 
 
 def _folder(recipe: Recipe, endpoint: "Endpoint") -> Path:
