@@ -3,10 +3,6 @@
 from jobs.run import Run, main
 from jobs.study import open_study_run, open_trial_run
 from medschool import track
-from medschool.ablate.alias import asked_by, give_alias
-from medschool.ablate.compare import read_verdict
-from medschool.ablate.promote import candidate, checks
-from medschool.ablate.report import mlflow_metrics
 from medschool.procedure import trials
 
 
@@ -17,6 +13,11 @@ def publish(run: Run) -> str | None:
     (medschool.ablate.alias). First the verdict's numbers go to the MLflow runs of the study and its trials, so that MLflow says
     what the report says.
     """
+    from medschool.ablate.alias import asked_by, give_alias  # with SciPy, which a run needs at its end alone
+    from medschool.ablate.compare import read_verdict
+    from medschool.ablate.promote import candidate, checks
+    from medschool.ablate.report import mlflow_metrics
+
     recipe, verdict = run.recipe, read_verdict(run.artifact("verdict"))
     parent = open_study_run(run)
     runs = {trial.name: open_trial_run(run, trial, parent) for trial in trials(recipe)}

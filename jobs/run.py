@@ -6,7 +6,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from jobs.makers import MAKERS
@@ -14,7 +15,10 @@ from jobs.stopping import EXIT_CODE, stopping
 from medschool import artifact
 from medschool.artifact import Artifact
 from medschool.board import Board, printing
+from medschool.cluster import growth
+from medschool.cluster.timeline import Recorder, Span
 from medschool.errors import ServiceError, StageError, StoppedError, cause_of
+from medschool.gauges import count_stage
 from medschool.plan import check_model
 from medschool.procedure import stages
 from medschool.recipe import Recipe, load
@@ -40,10 +44,23 @@ class Run:
         self.done: dict[str, Resolved] = {}
         self.made: set[str] = set()
         """Stages that were not cached."""
+        self.recorder: Recorder | None = None
+        """Notes which nodes there are, where an autoscaler brings them."""
+        self.spans: list[Span] = []
+        """What took time and is no stage."""
         self._width = max(map(len, self.stages))
 
     def say(self, text: str) -> None:
         self.board.put(text)
+
+    @contextmanager
+    def span(self, name: str) -> Iterator[None]:
+        """Note when the block began and ended."""
+        began_s = time.time()
+        try:
+            yield
+        finally:
+            self.spans.append(Span(name, began_s, time.time()))
 
     def make(self, kind: str) -> None:
         """Make every stage of one kind that is not finished yet; stages of other kinds must be finished."""
@@ -83,8 +100,11 @@ class Run:
             self.say(f"{label}  run")
             began = time.monotonic()
             found = MAKERS[stage.kind](self, stage, inputs, fingerprint)
+            spent_s = time.monotonic() - began
             self.made.add(name)
-            self.say(f"{label}  done in {time.monotonic() - began:.1f} s  {facts_line(found.facts)}")
+            self.say(f"{label}  done in {spent_s:.1f} s  {facts_line(found.facts)}")
+            if stage.kind not in (*TRIAL_KINDS, "verdict"):
+                count_stage(self.recipe.name, name, found.facts, spent_s)
         else:
             self.say(f"{label}  cached  {facts_line(found.facts)}")
         self.done[name] = Resolved(stage, "cached", fingerprint, found, "")
@@ -157,10 +177,16 @@ def _connect() -> None:
 
 
 def quiet() -> None:
-    """Keep the libraries' own progress out of this process's output: the board has ours."""
+    """Keep the libraries' own progress out of this process's output: the board has ours; and Ray Data off nodes with a GPU.
+
+    It asks for more and more CPUs while it is busy, and an autoscaler that has no other node left brings one with GPUs for them.
+    """
     import ray
 
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    if cpus := growth.without_gpu():
+        context.execution_options.resource_limits = ray.data.ExecutionResources(cpu=cpus)
     for name in ("ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a failed trial is told by run_study, once

@@ -12,10 +12,14 @@ from medschool.ablate.on_ray import Trials, run_study
 from medschool.artifact import digest_of
 from medschool.board import Board
 from medschool.cluster.fit import concurrent_trials
-from medschool.procedure import PHASES, Trial, phase_weights, phase_weights_from, recipe_digest, trials
+from medschool.errors import PlanError
+from medschool.procedure import PHASES, Trial, phase_weights, phase_weights_from, recipe_digest, resolve_all, trials
 from medschool.recipe import Recipe
 from medschool.stage import TRIAL_KINDS
 from medschool.track import TrackedRun
+
+WORDS_CHARS = 300
+"""Of an error in the line that tells of it; the whole comes with the end of the study."""
 
 
 def study(run: Run) -> None:
@@ -38,13 +42,30 @@ def study(run: Run) -> None:
     run.say(f"study: {len(todo)} of {len(everyone)} trials to run, {at_once} at once: {', '.join(names)}")
     do = partial(_trial, run.recipe, run.store_uri, run.board, parent)
     try:
-        run_study(names, do, at_once, run.store_uri)
+        run_study(run.recipe.name, names, do, at_once, run.store_uri)
     except BaseException as error:
         track.close_below(parent, track.status_of(error))
         track.close_run(parent, track.status_of(error))
         raise
     track.close_run(parent, "FINISHED")
     run.made |= missing
+
+
+def check_room(run: Run) -> None:
+    """Raise PlanError now for trials that the cluster can never hold, unless all of them are finished.
+
+    A head without work that was not told what may come (cluster.growth) is not judged; `study` asks again.
+    """
+    from medschool.train.on_ray import check_cluster, cluster_room
+
+    if not any(cluster_room().values()):
+        return
+    try:
+        check_cluster(run.recipe)
+    except PlanError:
+        found = resolve_all(run.recipe, run.store_uri)
+        if any(found[name].artifact is None for trial in trials(run.recipe) for name in stages_of(run.recipe, trial)):
+            raise
 
 
 def stages_of(recipe: Recipe, trial: Trial) -> list[str]:
@@ -67,7 +88,9 @@ def _trial(recipe: Recipe, store_uri: str, board: Board, parent: TrackedRun | No
                     break
             spent_s = within(recipe.cluster.trial_timeout_s, spent_s, partial(run.make_one, stage), name)
     except BaseException as error:
-        track.close_run(mlflow_run, track.status_of(error))
+        if (status := track.status_of(error)) == "FAILED":
+            run.say(f"study: {name} failed: {' '.join(str(error).split())[:WORDS_CHARS]}")
+        track.close_run(mlflow_run, status)
         raise
     track.close_run(mlflow_run, "FINISHED")
 

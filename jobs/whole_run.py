@@ -2,14 +2,20 @@
 
 from jobs.model import adopt
 from jobs.publish import publish
-from jobs.report import report
+from jobs.report import recorded, report
 from jobs.run import Run, main
 from jobs.serve import serve
-from jobs.study import study
+from jobs.study import check_room, study
 from jobs.track import ship
 
 
 def whole_run(run: Run) -> None:
+    with recorded(run):  # on a cluster that grows: which nodes there were, for the report
+        procedure(run)
+
+
+def procedure(run: Run) -> None:
+    check_room(run)  # a training that the cluster can never hold is refused before anything is made for it
     adopt(run)  # base model -> verified weights and tokenizer
     run.make("exams")  # questions -> checked, distinct items that are never trained on
     run.make("corpus")  # raw text -> cleaned, licensed, distinct documents

@@ -9,7 +9,7 @@ import pyarrow as pa
 from medschool import artifact
 from medschool.ablate.compare import Scored
 from medschool.artifact import Output, write_file, write_parquet
-from medschool.overlap.search import OVERLAP, OVERLAP_SCHEMA
+from medschool.overlap.search import OVERLAP, OVERLAP_SCHEMA, REMOVED
 from medschool.procedure import stages
 from medschool.recipe import Recipe
 from medschool.stage import Resolved, Stage, resolve
@@ -105,13 +105,17 @@ def promoted_recipe(**changes: Any) -> Recipe:
     return recipe_with(**({"retention": KEEPS, "serve": SERVE, "gate": gate} | changes))
 
 
+HELD = {"clinical": {"items": 60, "found": 1, "documents": 2}}
+"""What was found of the exam, in every source and set."""
+
+
 def facts_of(stage: Stage) -> dict[str, Any]:
     """What a finished stage of this kind says of itself."""
     return {
         "corpus": {"licences": {"cc0": 1200, "cc-by": 34}},
-        "instructions": {"licences": {"mit": 55}, "overlap": {"checked": 55, "removed": 1}},
+        "instructions": {"licences": {"mit": 55}, "overlap": {"checked": 55, "removed": 1}, "exams": HELD},
         "chats": {"contract": {"trained_tokens": 4321}},
-        "overlap": {"exams": {"clinical": {"items": 60, "found": 1, "documents": 2}}},
+        "overlap": {"exams": HELD},
         "withheld": {"exams": {"clinical": {"rows": 3}}},
         "pretrain": {"proof": PROOF, "tokens": 1280, "steps": 2},
         "instruct": {"proof": PROOF, "tokens": 2560, "steps": 2},
@@ -138,7 +142,8 @@ def _made(stage: Stage, prefix: str) -> Output:
         trial = next(one for one in trials() if one.name == stage.name.removeprefix("evaluate/"))
         kept: dict[str, pa.Table] = {key: getattr(trial, key) for key in ("losses", "answers", "written", "probes")}
         files += [write_parquet(prefix, f"{key}.parquet", rows) for key, rows in kept.items()]
-    if stage.kind == "overlap":
-        said = [{"id": f"doc:{k}", "exam": "clinical", "item": "i00", "share": 1.0, "hits": 8} for k in range(2)]
-        files.append(write_parquet(prefix, OVERLAP, pa.Table.from_pylist(said, OVERLAP_SCHEMA)))
+    if stage.kind in ("overlap", "instructions"):
+        item, path = ("i00", OVERLAP) if stage.kind == "overlap" else ("i01", REMOVED)
+        said = [{"id": f"doc:{k}", "exam": "clinical", "item": item, "share": 1.0, "hits": 8} for k in range(2)]
+        files.append(write_parquet(prefix, path, pa.Table.from_pylist(said, OVERLAP_SCHEMA)))
     return Output(tuple(files), facts_of(stage))

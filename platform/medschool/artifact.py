@@ -31,8 +31,9 @@ from medschool import storage
 from medschool.errors import StorageError
 
 MANIFEST_FORMAT = 1
-NOT_CONTENT = ("metrics.jsonl",)
-"""Files about the making: times and speeds differ between two runs that make the same."""
+NOT_CONTENT = ("metrics.jsonl", "exam_items.parquet")
+"""Files about the making: times and speeds differ between two runs that make the same; so does what the exams that a set of
+instructions was compared with have in common with what was removed from it, where another exam is added."""
 RECORDED_VERSIONS = ("medschool", "ray", "torch", "deepspeed", "transformers", "tokenizers", "pyarrow")
 
 
@@ -65,6 +66,8 @@ class Artifact:
     facts: dict[str, Any]
     inputs: dict[str, str]
     seconds: float
+    created: str = ""
+    """ISO time at which it was finished; empty where it is not known."""
 
     @property
     def digest(self) -> str:
@@ -148,6 +151,7 @@ def read_manifest(manifest_uri: str) -> Artifact:
             facts=raw["facts"],
             inputs=raw["inputs"],
             seconds=raw["seconds"],
+            created=raw.get("created", ""),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise StorageError(f"not a manifest ({error})", "delete this key; the stage will run again", manifest_uri) from error

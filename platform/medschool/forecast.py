@@ -11,12 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from medschool.cluster.memory import training_memory
+from medschool.cluster.memory import second_copy_bytes, training_memory
 from medschool.cluster.offer import NodeType, node_types, nodes_for
 from medschool.errors import PlanError
 from medschool.plan import Course, Plan
 from medschool.procedure import Phase, row_tokens, training
-from medschool.recipe.schema import Cluster, Shape
+from medschool.recipe.cluster import Cluster
+from medschool.recipe.training import Shape
 from medschool.train.throughput import peak_flops
 from medschool.train.zero import micro_batch_rows
 
@@ -95,18 +96,19 @@ def _need(
     spec = plan.recipe.cluster
     worker = {"CPU": float(spec.cpus_per_worker), **({"GPU": float(spec.gpus_per_worker)} if spec.gpus_per_worker else {})}
     workers, feed = [worker] * spec.fewest_workers, [{"CPU": 1.0}] * spec.data_cpus
-    nodes = nodes_for(config, [*workers, *feed])
+    nodes = nodes_for(config, workers, spec.node_labels, feed)
     if nodes is None:
         offered = "; ".join(f"{each.most} x {each.name} ({_resources(each.resources)})" for each in types.values())
         raise PlanError(
-            f"{course.stage} needs {len(workers)} workers of {_resources(worker)} and {spec.data_cpus} CPUs for its feed; "
+            f"{course.stage} needs {len(workers)} workers of {_resources(worker)}{_labelled(spec.node_labels)} and "
+            f"{spec.data_cpus} CPUs for its feed; "
             f"the cluster file can never hold them: {offered}",
             "lower cluster.num_workers, or raise max_workers in the cluster file",
             "cluster.num_workers",
         )
-    trained_on = nodes_for(config, workers) or {}
+    trained_on = nodes_for(config, workers, spec.node_labels) or {}
     node = next((types[name] for name in trained_on if spec.gpus_per_worker), None)
-    share = _memory_share(plan, course, node, shape) if node else None
+    share = _memory_share(plan, course, node, shape, sum(trained_on.values())) if node else None
     hours = _hours_of(course, node, spec, plan.recipe.model.dtype, mfu)
     prices = [types[name].usd_per_hour for name in nodes]
     usd = None
@@ -116,29 +118,31 @@ def _need(
     return Need(course.stage, nodes, card, share, hours, usd)
 
 
-def _memory_share(plan: Plan, course: Course, node: NodeType, shape: Shape | None) -> float | None:
+def _memory_share(plan: Plan, course: Course, node: NodeType, shape: Shape | None, machines: int) -> float | None:
     """Estimated peak over the card's memory. Raises PlanError beyond ROOM, with settings that fit."""
     if course.memory is None or shape is None or not node.accelerator_bytes:
         return None
-    share = course.memory.peak_bytes / node.accelerator_bytes
+    spec = plan.recipe.cluster
+    needed = course.memory.peak_bytes + second_copy_bytes(shape, spec, plan.recipe.model.dtype, spec.fewest_workers, machines)
+    share = needed / node.accelerator_bytes
     if share <= ROOM:
         return round(share, 3)
     phase: Phase = "pretrain" if course.stage.startswith("pretrain/") else "instruct"
-    found = settings_that_fit(plan, phase, shape, node.accelerator_bytes)
+    found = settings_that_fit(plan, phase, shape, node.accelerator_bytes, machines)
     remedy = (
         f"set {found}"
         if found
         else "take a larger card, more workers, or shorter rows; no ZeRO stage, offload or micro-batch fits"
     )
     raise PlanError(
-        f"{course.stage} needs {course.memory.peak_bytes / 2**30:.1f} GiB a worker, {node.accelerator} has "
+        f"{course.stage} needs {needed / 2**30:.1f} GiB a worker, {node.accelerator} has "
         f"{node.accelerator_bytes / 2**30:g} GiB, of which {ROOM:.0%} may be planned for",
         remedy,
         "cluster.zero_stage",
     )
 
 
-def settings_that_fit(plan: Plan, phase: Phase, shape: Shape, card_bytes: int) -> str | None:
+def settings_that_fit(plan: Plan, phase: Phase, shape: Shape, card_bytes: int, machines: int = 1) -> str | None:
     """The first settings that fit, the fastest first: less offload, then more rows at once, then a lower stage; None for none."""
     recipe, length = plan.recipe, row_tokens(plan.recipe, phase)
     workers = recipe.cluster.fewest_workers
@@ -155,7 +159,8 @@ def settings_that_fit(plan: Plan, phase: Phase, shape: Shape, card_bytes: int) -
                 need = training_memory(
                     shape, spec, recipe.model.dtype, size * length, length, workers, training(recipe, phase).lora
                 )
-                if need.peak_bytes <= ROOM * card_bytes:
+                second = second_copy_bytes(shape, spec, recipe.model.dtype, workers, machines)
+                if need.peak_bytes + second <= ROOM * card_bytes:
                     return (
                         f"cluster.zero_stage={stage}, cluster.offload=[{','.join(offload)}], "
                         f"cluster.micro_batch_tokens={size * length}, cluster.activation_checkpointing=true"
@@ -168,6 +173,10 @@ def _hours_of(course: Course, node: NodeType | None, spec: Cluster, dtype: str, 
     if course.flops is None or peak is None:
         return None
     return course.flops / (spec.fewest_workers * peak * mfu) / 3600
+
+
+def _labelled(labels: Mapping[str, str]) -> str:
+    return " on nodes with " + ", ".join(f"{name}={value}" for name, value in labels.items()) if labels else ""
 
 
 def _resources(of: Mapping[str, float]) -> str:

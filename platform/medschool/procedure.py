@@ -24,7 +24,9 @@ from medschool import storage
 from medschool.artifact import digest_of
 from medschool.errors import MedschoolError
 from medschool.recipe import Recipe
-from medschool.recipe.schema import Exam, Source, Training
+from medschool.recipe.corpus import Source
+from medschool.recipe.evaluation import Exam
+from medschool.recipe.training import Training
 from medschool.stage import Resolved, Stage, resolve
 
 Phase = Literal["pretrain", "instruct"]
@@ -85,8 +87,9 @@ def stages(recipe: Recipe) -> tuple[Stage, ...]:
         "seed": recipe.seed,
     }
     checked = [f"{kind}/{name}" for kind in ("overlap", "withheld") for name in withheld_sources(recipe)]
+    checked += [f"instructions/{name}" for name in examined_sets(recipe)]
     read = _same([*(f"evaluate/{trial.name}" for trial in trials(recipe)), *checked])
-    return (*made, Stage("verdict", verdict, read, version=5))
+    return (*made, Stage("verdict", verdict, read, version=6))
 
 
 def _weights(recipe: Recipe) -> dict[str, Any]:
@@ -125,7 +128,7 @@ def _instructions(recipe: Recipe) -> list[Stage]:
         if spec.ask:
             text["teacher"] = _json(recipe.teacher, *TEACHER_BOUNDS)
         texts = _same([f"corpus/{spec.from_corpus.source}", *_duplicates(recipe)]) if spec.from_corpus else {}
-        made.append(Stage(f"instructions/{name}", text, exams | texts, tuple(files.uri for files in spec.files), version=3))
+        made.append(Stage(f"instructions/{name}", text, exams | texts, tuple(files.uri for files in spec.files), version=4))
     return made
 
 
@@ -168,6 +171,12 @@ def withheld_sources(recipe: Recipe) -> list[str]:
     """Sources that are checked against the exams: those that any variant trains on; none where there is no exam."""
     trained = {name for variant in recipe.variants for name in phase_sources(recipe, variant, "pretrain")}
     return [name for name in recipe.sources if name in trained and recipe.exams]
+
+
+def examined_sets(recipe: Recipe) -> list[str]:
+    """Sets of instructions that any variant is tuned on, and in which exam items were looked for; none where there is no exam."""
+    tuned = {name for variant in recipe.variants for name in phase_sources(recipe, variant, "instruct")}
+    return [name for name in recipe.instructions if name in tuned and recipe.exams]
 
 
 def _read(recipe: Recipe, rows: str, names: Iterable[str]) -> list[str]:
@@ -234,7 +243,8 @@ def _trial(recipe: Recipe, trial: Trial) -> list[Stage]:
         }
         read = _same(_read(recipe, rows, {*phase_sources(recipe, trial.variant, phase), *_counted(recipe, phase)}))
         spec |= _counting(recipe, phase) | _template(recipe)
-        made.append(Stage(f"{phase}/{trial.name}", spec, {"model": model, **read}, version=3))
+        version = 4 if training(recipe, phase).lora else 3  # since 4 the adapter lies beside the merged model
+        made.append(Stage(f"{phase}/{trial.name}", spec, {"model": model, **read}, version=version))
         model = f"{phase}/{trial.name}"
     read = _same([*(f"tokens/{name}" for name in recipe.sources), *(f"exams/{name}" for name in recipe.exams)])
     if recipe.probes is not None:

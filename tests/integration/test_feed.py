@@ -7,6 +7,7 @@ the ranks do not divide, several epochs, and a worker group that starts again in
 import random
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,14 @@ from medschool.tokens.shards import ipc_bytes, rows_schema, rows_table
 from medschool.tokens.stream import Feed, rank_rows, rank_slice, read_block
 from medschool.train.checkpoint import Position
 from medschool.train.loop import train
+from medschool.train.on_ray import WORKER_ENV
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not have this folder on their path
 
 ROW_TOKENS, BATCH_ROWS, BATCHES, MIDDLE = 16, 5, 24, 11
 SHARD_ROWS = {"books": (7, 5, 9), "papers": (6, 4)}
 PREFETCH = 2
+POLL = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
 ORDER = Order({"books": 3, "papers": 1}, BATCH_ROWS, SHARD_ROWS, seed=11)
 
 
@@ -95,8 +98,9 @@ def stored_tokens(shard_uris: dict[str, tuple[str, ...]]) -> dict[tuple[str, int
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("world_size", [*(pytest.param(count, marks=pytest.mark.long) for count in (1, 2)), 3])
 def test_every_rank_gets_its_slice_of_every_batch_in_order(
-    shard_uris: dict[str, tuple[str, ...]], world_size: int, tmp_path: Path
+    shard_uris: dict[str, tuple[str, ...]], world_size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv(POLL, WORKER_ENV[POLL])  # as in our trainings
     slow = SlowOrder(ORDER.weights, ORDER.batch_rows, ORDER.shard_rows, ORDER.seed)
     TorchTrainer(
         record,
@@ -151,10 +155,20 @@ class Consumer:
         return sum(1 for _ in self.batches)
 
 
+def at_rest(count: Callable[[], int], least: int, calm_s: float = 3.0) -> int:
+    """The count, once it is no longer below `least` and has not changed for so long."""
+    found, since_s = count(), time.monotonic()
+    while found < least or time.monotonic() - since_s < calm_s:
+        time.sleep(0.1)
+        if (now := count()) != found:
+            found, since_s = now, time.monotonic()
+    return found
+
+
 @pytest.mark.usefixtures("ray_cluster")
 def test_no_more_is_read_than_the_bound_says(tmp_path: Path) -> None:
-    """While two ranks do nothing with their first batch, the reads of a run of 80 batches come to a rest far before its end."""
-    ranks, rows, batches, row_tokens = 2, 128, 80, 2**15
+    """While two ranks do nothing with their first batch, the reads of a run of 40 batches come to a rest far before its end."""
+    ranks, rows, batches, row_tokens = 2, 128, 40, 2**15
     tokens = np.random.default_rng(1).integers(0, 60_000, (256, row_tokens)).astype(np.uint16)
     path = tmp_path / "shard.arrow"
     path.write_bytes(
@@ -165,10 +179,7 @@ def test_no_more_is_read_than_the_bound_says(tmp_path: Path) -> None:
     parts = blocks(Feed(order, {"x": (str(path),)}, row_tokens, "uint16"), 0, batches, ranks).streaming_split(ranks, equal=True)
     consumers = [Consumer.remote() for _ in range(ranks)]
     sizes = ray.get([consumer.take_one.remote(part, rows // ranks) for consumer, part in zip(consumers, parts, strict=True)])
-    read, before = len((tmp_path / "notes").read_text().splitlines()), 0
-    while read != before:
-        time.sleep(4)
-        before, read = read, len((tmp_path / "notes").read_text().splitlines())
+    read = at_rest(lambda: len((tmp_path / "notes").read_text().splitlines()), ranks * READ_AHEAD)
     assert rows // ranks * row_tokens * 2 >= BLOCK_BYTES  # so that a block is one batch
     assert sizes == [rows // ranks] * ranks
     assert ranks * READ_AHEAD <= read <= ranks * (READ_AHEAD + READERS_A_RANK + 1 + PREFETCH) < ranks * batches / 4

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from jobs.report import report
 from jobs.run import Run
 from jobs.search import search
-from jobs.study import study
+from jobs.study import check_room, study
 from medschool import artifact, storage
 from medschool.ablate.report import mlflow_metrics
 from medschool.board import Board, printing
@@ -36,6 +36,7 @@ from medschool.track import read_journal
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 LINES: list[str] = []
+MARKS = ("so far", "and no further")
 STAGES = ("model", "tokenizer", "exams", "instructions", "corpus", "tokens", "overlap", "withheld", "chats", "probes")
 BOARD: Board
 
@@ -54,9 +55,12 @@ def run_of(store: Path, *overrides: str) -> Run:
 
 
 def said() -> list[str]:
-    """What runs have said since the last call; lines arrive within a second."""
-    time.sleep(2.5)
-    lines, LINES[:] = list(LINES), []
+    """What runs have said since the last call: our own marks come through behind it, the second one a poll of the board later."""
+    for mark in MARKS:
+        BOARD.put(mark)
+        while mark not in LINES:
+            time.sleep(0.02)
+    lines, LINES[:] = [line for line in LINES if line not in MARKS], []
     return lines
 
 
@@ -199,8 +203,11 @@ def test_conversations_that_hold_an_exam_item_are_removed_and_counted(tokenized:
     exam, made = tokenized.artifact("exams/clinical"), tokenized.artifact("instructions/questions")
     assert exam.facts["items"] == 48 and exam.facts["dropped"] == {"malformed": 2, "unlabelled": 0, "duplicate": 1}
     assert made.facts["overlap"] == {"exam_items": 48, "checked": 82, "removed": 2}
+    assert made.facts["exams"] == {"clinical": {"items": 48, "found": 1, "documents": 2}}
     dropped = [row for row in documents(made, "dropped").to_pylist() if row["step"] == "exam"]
     assert len(dropped) == 2 and all("of exam item anatomy:4" in row["reason"] for row in dropped)
+    held = pq.read_table(made.uri("exam_items.parquet")).to_pylist()
+    assert {(row["id"], row["exam"], row["item"]) for row in held} == {(row["id"], "clinical", "anatomy:4") for row in dropped}
     stems = {item["question"] for item in pq.read_table(exam.uri("items.parquet")).to_pylist()}
     for row in documents(made, "conversations").to_pylist():
         assert not any(stem in message["content"] for stem in stems for message in row["messages"])
@@ -338,7 +345,7 @@ def test_a_failing_trial_is_named_and_does_not_hold_the_rest(tokenized: Run, tmp
     shutil.copytree(tokenized.store_uri, store, ignore=shutil.ignore_patterns("pretrain", "instruct", "evaluate", "verdict"))
     broken = next((store / "artifacts" / "tokens" / "general").rglob("00000.arrow"))
     broken.write_bytes(broken.read_bytes()[:100])
-    plain = ("probes=null", "gate=null", "serve=null", "search=null", "cluster.max_failures=0")
+    plain = ("probes=null", "gate=null", "serve=null", "search=null", "cluster.max_failures=0", "cluster.num_workers=1")
     variants = "control: {weights: {general: 1}}, base: {}"
     run = run_of(store, f"variants={{{variants}}}", *plain)
     with pytest.raises(InputError, match="not a whole shard"):
@@ -349,7 +356,7 @@ def test_a_failing_trial_is_named_and_does_not_hold_the_rest(tokenized: Run, tmp
 def test_a_search_finds_the_learning_rate_that_learns_and_goes_on_where_it_was(tokenized: Run, tmp_path: Path) -> None:
     store = tmp_path / "store"
     shutil.copytree(tokenized.store_uri, store, ignore=shutil.ignore_patterns("pretrain", "instruct", "evaluate", "verdict"))
-    run = run_of(store)
+    run = run_of(store, "cluster.num_workers=1")
     search(run)
     folder = Path(results_uri(run.store_uri, run.recipe))
     found = json.loads((folder / "search.json").read_text())
@@ -360,7 +367,7 @@ def test_a_search_finds_the_learning_rate_that_learns_and_goes_on_where_it_was(t
     best = load(folder / "best.yaml")
     assert best.pretrain.optimizer.lr == 1e-2 and best.search is None and best.variants == run.recipe.variants
     said()
-    search(run_of(store))
+    search(run_of(store, "cluster.num_workers=1"))
     assert "step " not in "".join(said()) and json.loads((folder / "search.json").read_text()) == found
 
 
@@ -384,9 +391,11 @@ def test_the_export_loads_in_plain_transformers_and_scores_the_same(tokenized: R
 
 
 def test_ray_data_without_logical_cpus_is_refused_before_it_hangs(tokenized: Run) -> None:
-    run = run_of(Path(tokenized.store_uri), "cluster.num_workers=7", "pretrain.optimizer.lr=2e-2")
-    with pytest.raises(PlanError, match=r"need 9 logical CPUs.*the cluster has at most 8"):
-        study(run)
+    wide = "cluster.num_workers=7"
+    for refuse in (check_room, study):  # before the first stage of a whole run, and by the study itself
+        with pytest.raises(PlanError, match=r"need 9 logical CPUs.*the cluster has at most 8"):
+            refuse(run_of(Path(tokenized.store_uri), wide, "pretrain.optimizer.lr=2e-2"))
+    check_room(run_of(Path(tokenized.store_uri), wide))  # its trials are finished
 
 
 def test_workers_and_driver_have_the_standard_library_s_platform() -> None:

@@ -1,5 +1,6 @@
 """The score of an exam on all items and on clean ones, against plain counting; protocols that must not meet in one line."""
 
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from scored_trials import recipe_with, scored, trials
 
 from medschool.ablate.compare import Scored, make_verdict
-from medschool.ablate.contamination import found_items
+from medschool.ablate.contamination import contamination, found_items
 from medschool.ablate.exam_scores import exam_scores
 from medschool.ablate.exam_table import HEADINGS, PUBLISHED_TITLE, exam_lines, exam_rows, published_rows
 from medschool.ablate.report import sections, table
@@ -17,7 +18,7 @@ from medschool.ablate.written import written_scores
 from medschool.artifact import Artifact, write_parquet
 from medschool.errors import StageError
 from medschool.exams.calibration import PEERS, PMC_LLAMA
-from medschool.overlap.search import OVERLAP, OVERLAP_SCHEMA
+from medschool.overlap.search import OVERLAP, OVERLAP_SCHEMA, REMOVED
 
 
 def answered(right: list[bool]) -> pa.Table:
@@ -46,18 +47,29 @@ def test_where_nobody_looked_nothing_is_said_of_clean_items() -> None:
     assert (part["accuracy"]["value"], part["parse_rate"]["value"]) == (0.5, 0.5)
 
 
-def overlap_of(folder: Any, name: str, exams: list[str], pairs: list[tuple[str, str]]) -> Artifact:
+def overlap_of(folder: Any, name: str, exams: list[str], pairs: list[tuple[str, str]], path: str = OVERLAP) -> Artifact:
     rows = [{"id": f"doc:{k}", "exam": exam, "item": item, "share": 1.0, "hits": 9} for k, (exam, item) in enumerate(pairs)]
     prefix = str(folder / name)
-    files = (write_parquet(prefix, OVERLAP, pa.Table.from_pylist(rows, OVERLAP_SCHEMA)),)
+    files = (write_parquet(prefix, path, pa.Table.from_pylist(rows, OVERLAP_SCHEMA)),)
     return Artifact("overlap", "f", f"{prefix}/manifest.json", prefix, files, {"exams": {exam: {} for exam in exams}}, {}, 1.0)
 
 
 def test_an_item_that_any_source_holds_is_found_and_an_exam_that_was_not_looked_for_is_unknown(tmp_path: Any) -> None:
     books = overlap_of(tmp_path, "books", ["a", "b"], [("a", "i1"), ("a", "i1")])
     papers = overlap_of(tmp_path, "papers", ["a", "b"], [("a", "i1"), ("a", "i7")])
-    assert found_items({"books": books, "papers": papers}) == {"a": {"i1", "i7"}, "b": frozenset()}
-    assert found_items({}) == {}
+    assert found_items({"books": books, "papers": papers}, {}) == {"a": {"i1", "i7"}, "b": frozenset()}
+    assert found_items({}, {}) == {}
+
+
+def test_what_a_removed_conversation_held_is_found_too_and_told_by_set(tmp_path: Any) -> None:
+    papers = overlap_of(tmp_path, "papers", ["a"], [("a", "i1")])
+    talks = overlap_of(tmp_path, "talks", ["a", "b"], [("a", "i2"), ("b", "i1")], REMOVED)
+    assert found_items({"papers": papers}, {"talks": talks}) == {"a": {"i1", "i2"}, "b": {"i1"}}
+    assert found_items({}, {"talks": talks}) == {"a": {"i2"}, "b": {"i1"}}
+    counted = replace(talks, facts={"exams": {"a": {"items": 9, "found": 1, "documents": 1}}})
+    assert contamination({}, {}, {"talks": counted}) == [
+        {"exam": "a", "source": "instructions/talks", "items": 9, "found": 1, "documents": 1, "rows": 0}
+    ]
 
 
 # ---- in the verdict -----------------------------------------------------------------------------------------------------------
@@ -78,7 +90,7 @@ def test_every_score_of_the_verdict_stands_twice(tmp_path: Any) -> None:
         assert exam["uncontaminated"]["items"] == 57 and exam["uncontaminated"]["correct"] == exam["correct"] - 2
         assert exam["written"]["uncontaminated"]["items"] == 6
     text = table(recipe_with(), told, {})
-    assert "Clean items are those that no document of the corpus holds." in text
+    assert "Clean items are those that no document of the corpus and no conversation of the instructions holds." in text
     assert max(map(len, text.splitlines())) <= 130
     assert "Clean items" not in table(recipe_with(), verdict_of(tmp_path, trials()), {})
 

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from medschool.cli import app
 from medschool.cluster.offer import node_types, nodes_for, read_cluster
+from medschool.cluster.price import PRICE
 from medschool.errors import InputError, PlanError
 from medschool.forecast import ROOM, forecast, settings_that_fit
 from medschool.plan import make_plan
@@ -45,7 +46,7 @@ def test_the_paper_s_training_comes_out_near_the_paper_s_week(config: dict[str, 
 def test_hours_and_price_are_plain_arithmetic(config: dict[str, Any]) -> None:
     slow, fast = foreseen(config, mfu=0.2).needs[0], foreseen(config, mfu=0.4).needs[0]
     assert slow.hours == pytest.approx(2 * fast.hours) and slow.usd == pytest.approx(2 * fast.usd)
-    del config["metadata"]["machines"]["p4de.24xlarge"]["usd_per_hour"]
+    del config["available_node_types"]["gpu_train"]["labels"][PRICE]
     unpriced = foreseen(config)
     assert unpriced.needs[0].usd is None and unpriced.as_json()["usd"] is None
     assert "price unknown" in "\n".join(unpriced.lines())
@@ -138,3 +139,10 @@ def test_the_command_says_it_and_its_json_has_it(tmp_path: Path, monkeypatch: py
     found = yaml.safe_load(CliRunner().invoke(app, [*words, "--json"]).output)["cluster"]
     assert found["trainings"][0]["nodes"] == {"gpu_train": 4} and found["mfu_stated"] == 0.5
     assert found["usd"] == pytest.approx(sum(each["usd"] for each in found["trainings"]))
+
+
+def test_a_price_that_is_no_number_is_refused_with_its_key(config: dict[str, Any]) -> None:
+    config["available_node_types"]["cpu"]["labels"][PRICE] = "cheap"
+    with pytest.raises(InputError, match="'cheap' is no price") as refused:
+        node_types(config)
+    assert refused.value.where == f"available_node_types.cpu.labels.{PRICE}"

@@ -11,11 +11,12 @@ from exam_files import ITEMS, SUBJECTS, records, write_formula_model
 
 from medschool.errors import InputError
 from medschool.evaluate.exams import score_as_harness
-from medschool.evaluate.harness import Encode, encode_pair, harness_encoder, score_items
+from medschool.evaluate.harness import Encode, asked, encode_pairs, harness_encoder, score_items
 from medschool.evaluate.protocol import hashes, sitting
 from medschool.exams.formats import EXAM_FORMATS
 from medschool.exams.harness import context, endings, shots_of
-from medschool.recipe.schema import Exam, Files, Shots
+from medschool.recipe.corpus import Files
+from medschool.recipe.evaluation import Exam, Shots
 from medschool.rows import ExamItem
 from medschool.train.model import load_model
 
@@ -93,8 +94,22 @@ def test_spaces_at_the_end_of_a_context_belong_to_the_ending() -> None:
     def letters(text: str) -> list[int]:
         return [ord(character) for character in text]
 
-    assert encode_pair(letters, "So:  ", " A") == (letters("So:"), letters("   A"))
-    assert encode_pair(letters, "So:\n", "A") == (letters("So:"), letters("\nA"))
+    pairs = encode_pairs(letters, "So:  ", [" A", " BB"])
+    assert pairs == [(letters("So:"), letters("   A")), (letters("So:"), letters("   BB"))]
+    assert encode_pairs(letters, "So:\n", ["A"]) == [(letters("So:"), letters("\nA"))]
+
+
+def test_a_long_context_is_encoded_once_for_all_its_endings() -> None:
+    seen: list[str] = []
+
+    def letters(text: str) -> list[int]:
+        seen.append(text)
+        return [ord(character) for character in text]
+
+    item, worked = read("medqa")[0], read("medqa", worked=True)[:1]
+    made = asked(item, letters, worked, 10**6)
+    assert seen.count(context(item, worked)) == 1 and len(seen) == 1 + len(endings(item)) == 5
+    assert [len(choice.endings) for choice in made.choices] == [4]
 
 
 def test_a_context_that_begins_with_the_bos_gets_no_second_one(checkpoints: dict[str, Checkpoint]) -> None:

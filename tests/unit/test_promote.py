@@ -63,6 +63,9 @@ def test_the_verdict_is_worked_out_from_finished_scores_and_its_status_is_the_wo
     assert {key: plain[key] for key in found[0]} == found[0]
     assert [entry["word"] for entry in plain["retention"] if entry["variant"] == "knowledge"] == ["kept", "kept"]
     assert plain["contamination"][0]["rows"] == 3
+    last = plain["contamination"][-1]
+    assert (last["exam"], last["source"], last["found"], last["rows"]) == ("clinical", "instructions/school", 1, 0)
+    assert {trial["exams"]["clinical"]["uncontaminated"]["items"] for trial in plain["trials"]} == {58}, "without i00 and i01"
     again = run(RECIPE, store, monkeypatch, "verdict")
     assert again.exit_code == 0 and "Verdict: helped." in again.stdout and "Forgetting" in again.stdout
     assert len(list((store / "artifacts" / "verdict").iterdir())) == 1
@@ -183,8 +186,8 @@ def test_the_card_says_what_was_measured_what_it_learned_from_and_what_it_is_not
     text = card(one, checks(one)).replace("\\", "")
     assert text.startswith("---\n") and "**Not for clinical use.**" in text and "## Intended use" in text
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
-    assert ["clinical", "letters", "-", "60", "33.3% [22.7, 45.9]", "59", "32.2% [21.7, 44.9]", "-"] in rows
-    assert ["clinical", "generated", "-", "8", "12.5% [2.2, 47.1]", "7", "0.0% [0.0, 35.4]", "75% of 8"] in rows
+    assert ["clinical", "letters", "-", "60", "33.3% [22.7, 45.9]", "58", "31.0% [20.6, 43.8]", "-"] in rows
+    assert ["clinical", "generated", "-", "8", "12.5% [2.2, 47.1]", "6", "0.0% [0.0, 39.0]", "75% of 8"] in rows
     assert ["papers", "cc-by", "34"] in rows and ["school", "mit", "55"] in rows
     assert any(row[:2] == ["perplexity", "papers"] and row[-1] == "helped" for row in rows)
     ledger = next(file.sha256 for file in one.checkpoint.files if file.path == "ledger.json")

@@ -1,10 +1,11 @@
-"""The score of one exam, twice: on all its items, and on those alone that do not stand in the corpus.
+"""The score of one exam, twice: on all its items, and on those alone that do not stand in what is trained on.
 
-    answers of one exam + ids of its items that a document holds --exam_scores--> entry of the verdict's JSON
+    answers of one exam + ids of its items that were found --exam_scores--> entry of the verdict's JSON
 
-Every score has its number of items and an interval. The second one leaves out the items that the stage `overlap` found in any
-source that a variant trains on. Their rows were withheld from training, so both scores should agree; where they do not, the
-corpus holds more of the exam than word-by-word search can find, or the items that are quoted are easier than others.
+Every score has its number of items and an interval. The second one leaves out the items that were found in any source
+or set of instructions that a variant trains on (medschool.ablate.contamination). What held them was kept out of training, so both
+scores should agree; where they do not, there is more of the exam in it than word-by-word search can find, or the items that are
+quoted are easier than others.
 
 What it does not know: items that stand in the base model's own training text, which nobody can search.
 """
@@ -21,7 +22,7 @@ from medschool.ablate.chance import wilson
 def exam_scores(rows: pa.Table, found: Collection[str] | None, confidence: float) -> dict[str, Any]:
     """`items`, `correct`, `accuracy`, `low`, `high` of one exam's rows (id, correct), and the same once more as `uncontaminated`.
 
-    found: ids that stand in the corpus; None where nobody looked, and then `uncontaminated` is None. A share of no items, and its
+    found: ids of items that were found; None where nobody looked, and then `uncontaminated` is None. A share of no items, and its
     interval (Wilson 1927), are None.
     """
     whole = _score(rows.column("correct").to_pylist(), confidence)

@@ -4,8 +4,9 @@ So a report can be made again from the store, by another process, without runnin
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 from medschool import storage
 from medschool.ablate.compare import read_verdict
@@ -15,6 +16,7 @@ from medschool.ablate.gain import gains
 from medschool.ablate.page import Cost, Curve, Mixture, Report
 from medschool.ablate.report import Spent
 from medschool.artifact import Artifact, versions
+from medschool.cluster.timeline import Span
 from medschool.procedure import (
     PHASES,
     Phase,
@@ -30,16 +32,23 @@ from medschool.recipe import Recipe
 from medschool.recipe.dump import dump
 from medschool.tokens.mixture import Schedule
 from medschool.track import read_journal
-from medschool.train.saving import JOURNAL
+from medschool.train.course import JOURNAL
 
 Find = Callable[[str], Artifact]
 """The finished artifact of a stage, by the stage's name."""
 
 
-def gather(recipe: Recipe, find: Find, planned_tokens: Mapping[str, int | None], made_now: set[str]) -> Report:
+def gather(
+    recipe: Recipe,
+    find: Find,
+    planned_tokens: Mapping[str, int | None],
+    made_now: set[str],
+    nodes: Sequence[Mapping[str, Any]] = (),
+) -> Report:
     """The report of a recipe whose verdict is there.
 
     planned_tokens: of each training stage, as the plan says. made_now: stages that this run did not find finished.
+    nodes: what the nodes of the cluster cost meanwhile (medschool.cluster.bill); empty where nobody knows.
     """
     names, verdict = [stage.name for stage in stages(recipe)], read_verdict(find("verdict"))
     head, *theirs = published_rows(recipe)
@@ -52,7 +61,7 @@ def gather(recipe: Recipe, find: Find, planned_tokens: Mapping[str, int | None],
         made=datetime.now(UTC).isoformat(timespec="seconds"),
         model_uri=recipe.model.uri,
         gate=recipe.gate,
-        results=verdict | {"cost": costs(recipe, find)},
+        results=verdict | {"cost": costs(recipe, find, nodes)},
         curves=tuple(_curve(stage, find(stage)) for stage in _trainings(recipe)),
         mixtures=tuple(_mixture(recipe, stage, find(stage)) for stage in _trainings(recipe)),
         costs=_costs(names, find, planned_tokens, made_now),
@@ -64,6 +73,17 @@ def gather(recipe: Recipe, find: Find, planned_tokens: Mapping[str, int | None],
         gains=gains(recipe, verdict, find),
         published=published,
     )
+
+
+def stage_spans(recipe: Recipe, find: Find, made_now: set[str]) -> list[Span]:
+    """When the stages that this run made began and ended, as their artifacts say: to the second, each artifact once."""
+    found = {}
+    for name in (stage.name for stage in stages(recipe) if stage.name in made_now):
+        made = find(name)
+        if made.created and made.manifest_uri not in found:
+            ended_s = datetime.fromisoformat(made.created).timestamp()
+            found[made.manifest_uri] = Span(name, ended_s - made.seconds, ended_s)
+    return list(found.values())
 
 
 def spent(recipe: Recipe, find: Find) -> dict[str, Spent]:

@@ -25,7 +25,8 @@ import ray
 from medschool import storage
 from medschool.board import this_node
 from medschool.errors import MedschoolError, StageError, cause_of
-from medschool.recipe.schema import Search
+from medschool.gauges import AGAIN_S, TrialStates
+from medschool.recipe.training import Search
 
 DRIVER = "driver"
 """Custom resource of nodes that are not taken away."""
@@ -62,8 +63,11 @@ class _Ended:
         return name in self._names
 
 
-def run_study(names: Sequence[str], do: Do, at_once: int, store_uri: str) -> None:
-    """`do` every trial. Raises the error of the first one that failed, naming all of them, once all others have ended."""
+def run_study(run: str, names: Sequence[str], do: Do, at_once: int, store_uri: str) -> None:
+    """`do` every trial of the recipe called `run`.
+
+    Raises the error of the first one that failed, naming all of them, once all others have ended.
+    """
     from ray import tune
 
     ended = _Ended.options(scheduling_strategy=this_node()).remote()  # type: ignore[attr-defined]
@@ -78,7 +82,7 @@ def run_study(names: Sequence[str], do: Do, at_once: int, store_uri: str) -> Non
         tune.with_resources(trial, _driver()),
         param_space={"trial": tune.grid_search(list(names))},
         tune_config=tune.TuneConfig(max_concurrent_trials=at_once, reuse_actors=True, trial_dirname_creator=_dirname),
-        run_config=_run_config(name, folder, [_end_callback(ended)]),
+        run_config=_run_config(name, folder, [_end_callback(ended), _count_callback(run)]),
     )
     try:
         failed = {result.config["trial"]: result.error for result in tuner.fit() if result.error}
@@ -206,3 +210,18 @@ def _end_callback(ended: Any) -> Any:
             ended.add.remote(trial.config["trial"])
 
     return Ends()
+
+
+def _count_callback(run: str) -> Any:
+    from ray.tune import Callback
+
+    class Counts(Callback):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self._states, self._told_s = TrialStates(run), float("-inf")
+
+        def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
+            if time.monotonic() - self._told_s >= AGAIN_S:
+                self._told_s = time.monotonic()
+                self._states.show([str(trial.status) for trial in trials])
+
+    return Counts()

@@ -26,11 +26,13 @@ from medschool.ablate.compare import main_probes
 from medschool.ablate.cost import cost_tables
 from medschool.ablate.exam_table import HEADINGS, PUBLISHED_NOTE, PUBLISHED_TITLE, exam_rows
 from medschool.ablate.gain import Gain
+from medschool.ablate.over_time import node_rows, picture
 from medschool.ablate.report import SMALL, Spent
 from medschool.ablate.wording import change_text, gain_text, interval_text, margin_text, needs_text, p_text
 from medschool.ablate.written import written_rows
+from medschool.cluster.timeline import Timeline
 from medschool.procedure import PHASES, Phase
-from medschool.recipe.schema import Gate
+from medschool.recipe.evaluation import Gate
 
 TEMPLATE = "page.html.j2"
 NONE = "-"
@@ -112,6 +114,8 @@ class Report:
     """What each told change cost in training, where that is known."""
     published: tuple[tuple[str, ...], ...] = ()
     """What others have printed for the recipe's exams, below a header; empty where it sits none of them."""
+    timeline: Timeline | None = None
+    """Which nodes there were, and when; None where none came or went."""
 
 
 def render(report: Report) -> str:
@@ -130,7 +134,8 @@ def render(report: Report) -> str:
         cost_tables=cost_tables(results.get("cost")),
         spent={trial["name"]: _spent(trial, report.spent) for trial in results["trials"]},
         most_tokens=max((cost.trained_tokens for cost in report.spent.values()), default=0),
-        figures=_figures(report.gate, report.curves, results),
+        figures=_figures(report.gate, report.curves, results) | _timeline(report.timeline),
+        node_rows=node_rows(report.timeline),
         small=SMALL,
     )
 
@@ -270,6 +275,10 @@ def _figures(gate: Gate | None, curves: tuple[Curve, ...], results: dict[str, An
             ends = "; ".join(f"{line.name} from {line.loss[0]:.2f} to {line.loss[-1]:.2f}" for line in lines)
             found[phase] = plots.curves(phase, f"Loss in nats per target by optimizer step: {ends}.", lines)
     return {name: Markup(svg) for name, svg in found.items()}
+
+
+def _timeline(timeline: Timeline | None) -> dict[str, Markup]:
+    return {} if timeline is None else {"timeline": Markup(picture(timeline))}
 
 
 def _effect_row(effect: dict[str, Any]) -> plots.Row:

@@ -1,6 +1,6 @@
 """The verdict of a recipe from what its stages left in the store, without Ray: it is arithmetic on tables that are there.
 
-    evaluate/<trial>, overlap/<source>, withheld/<source> --verdict_of--> verdict.json        the stage, as a job runs it
+    evaluate/<trial>, overlap/<source>, withheld/<source>, instructions/<set> --verdict_of--> verdict.json    as a job runs it
     recipe + store --settle--> its artifact; made here when all it reads is finished
 
 Price: reading the scores, then some 0.2 s for each comparison and exam.
@@ -23,11 +23,11 @@ def verdict_of(recipe: Recipe, inputs: dict[str, Artifact], prefix_uri: str) -> 
     scored = [
         Scored(trial.name, trial.variant, trial.seed, **read_scores(inputs[f"evaluate/{trial.name}"])) for trial in trials(recipe)
     ]
-    overlap, withheld = (
+    overlap, withheld, sets = (
         {role.split("/", 1)[1]: made for role, made in inputs.items() if role.startswith(f"{kind}/")}
-        for kind in ("overlap", "withheld")
+        for kind in ("overlap", "withheld", "instructions")
     )
-    return make_verdict(recipe, scored, prefix_uri, contamination(overlap, withheld), found_items(overlap))
+    return make_verdict(recipe, scored, prefix_uri, contamination(overlap, withheld, sets), found_items(overlap, sets))
 
 
 def settle(recipe: Recipe, store_uri: str) -> tuple[Artifact, dict[str, Resolved]]:

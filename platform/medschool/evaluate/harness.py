@@ -12,8 +12,8 @@ and is done here:
 - `acc` takes the highest sum of log-probabilities, `acc_norm` the highest sum divided by the characters of the ending without
   its space; the first of equal ones.
 
-What is not the same: the prompt is read once for all endings (medschool.evaluate.choices), and of each cut item it is said how
-much was cut. Compared with the harness itself, item by item, by bench/lm_eval_equal.py.
+What is not the same: the prompt is encoded and read once for all endings (medschool.evaluate.choices), and of each cut item it is
+said how much was cut. Compared with the harness itself, item by item, by bench/lm_eval_equal.py.
 
 It asks a model without its chat template, so a tuned model may do worse here than under `letters`.
 """
@@ -100,18 +100,20 @@ def scored(row: Asked, log_probs: Sequence[float]) -> Scored:
     return Scored(tuple(log_probs), row.cut_tokens, _first_best(log_probs), _first_best(by_character))
 
 
-def encode_pair(encode: Encode, before: str, ending: str) -> tuple[list[int], list[int]]:
-    """Token ids of the context and of its ending, as lm-evaluation-harness's `_encode_pair`. `before` is not empty."""
-    kept = before.rstrip()
-    whole, first = encode(before + ending), encode(kept)
-    return first, whole[len(first) :]
+def encode_pairs(encode: Encode, before: str, endings: Sequence[str]) -> list[tuple[list[int], list[int]]]:
+    """Token ids of the context and of each ending, as lm-evaluation-harness's `_encode_pair`. `before` is not empty.
+
+    The context, which worked questions make long, is encoded once and not for each ending.
+    """
+    first = encode(before.rstrip())
+    return [(first, encode(before + ending)[len(first) :]) for ending in endings]
 
 
 def _pairs(item: ExamItem, encode: Encode, shots: Sequence[ExamItem]) -> list[tuple[list[int], list[int]]]:
     where = f"{item.exam} {item.id}"
     if not item.asked:
         raise InputError("the item has no layout of lm-evaluation-harness", "set protocol: letters for this exam", where)
-    pairs = [encode_pair(encode, context(item, shots), f" {ending}") for ending in endings(item)]
+    pairs = encode_pairs(encode, context(item, shots), [f" {ending}" for ending in endings(item)])
     if not all(ending for _, ending in pairs) or len({(*before, -1, *ending) for before, ending in pairs}) < len(pairs):
         problem = f"the tokenizer cannot tell {len(pairs)} endings apart"
         raise InputError(problem, "use the tokenizer that belongs to the model", where)

@@ -6,7 +6,9 @@
 
 The first check that refuses a conversation names itself in Dropped.step, with the value that decided. `exam` is the overlap check
 of medschool.exams.overlap, `identifiers` the scan of medschool.corpus.deidentify; a conversation is scanned as a whole, all turns
-together, and its sample is masked.
+together, and its sample is masked. What holds an exam item is also listed with every item that it holds, so that scores can be
+told without these items (medschool.ablate.contamination). Not listed: items that a teacher brings into an answer, which is
+refused by the same check later.
 
 Memory: one portion as a table and as values, about 60 MB, and the exams' index. Price: 3,000 conversations of 150 words a second
 and core, four fifths of it for identifiers; that of the exams comes on top (medschool.exams.overlap).
@@ -25,7 +27,8 @@ from medschool.corpus.deidentify import judge, scan, tally
 from medschool.exams.overlap import ExamIndex
 from medschool.instructions.choose import Choice
 from medschool.instructions.portions import MADE, READ, REFUSED
-from medschool.recipe.schema import Identifiers
+from medschool.overlap.search import search
+from medschool.recipe.corpus import Identifiers
 from medschool.rows import DROPPED_SCHEMA, Document, Dropped, table
 from medschool.seed import seed_of
 
@@ -60,6 +63,8 @@ class Checked:
     """Conversations that did not pass because of identifiers."""
     found: dict[str, int]
     """Identifiers of people in all conversations that came to that check, by class."""
+    held: pa.Table
+    """Exam items in the conversations that were refused for them, OVERLAP_SCHEMA of medschool.overlap.search."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,7 @@ def check_portion(name: str, terms: Terms, exams: ExamIndex, prefix_uri: str) ->
     found: Counter[str] = Counter()
     refused = [refusal(row, terms, exams, found) for row in rows]
     write_parquet(prefix_uri, f"{CHECKED}/{name}", table([row for row in refused if row], DROPPED_SCHEMA))
+    quoting = ((row["id"], _text(row)) for row, said in zip(rows, refused, strict=True) if said and said.step == "exam")
     return Checked(
         name,
         np.array([row is None for row in refused], dtype=bool),
@@ -88,6 +94,7 @@ def check_portion(name: str, terms: Terms, exams: ExamIndex, prefix_uri: str) ->
         np.array([seed_of(terms.seed, "conversation", row["id"]) for row in rows], dtype=np.uint64),
         sum(row.step == "identifiers" for row in refused if row),
         dict(found),
+        search(quoting, exams),
     )
 
 
@@ -96,7 +103,7 @@ def refusal(row: dict[str, Any], terms: Terms, exams: ExamIndex, found: Counter[
     if row["licence"] not in terms.licences:
         wanted = ", ".join(sorted(terms.licences))
         return _drop(row, "licence", f"licence {row['licence']} is not among the allowed ones ({wanted})")
-    text = "\n".join(message["content"] for message in row["messages"])
+    text = _text(row)
     if hit := exams.find(text):
         return _drop(row, "exam", f"holds {hit.share:.0%} of exam item {hit.item}")
     if terms.identifiers is None:
@@ -131,6 +138,10 @@ def keep_portion(number: int, name: str, choice: Choice, prefix_uri: str) -> Kep
         licences=Counter(kept.column("licence").to_pylist()),
         dropped=steps,
     )
+
+
+def _text(row: dict[str, Any]) -> str:
+    return "\n".join(message["content"] for message in row["messages"])
 
 
 def _drop(row: dict[str, Any], step: str, reason: str) -> Dropped:

@@ -4,6 +4,7 @@
     portions --one task a portion: licence, exams, identifiers--> what passes
     hashes and ranks of what passes --repeats, sample, on the driver--> conversations/*.parquet
                                         what did not pass, with its reason --> dropped/*.parquet
+                                        exam items in it --> exam_items.parquet
     conversations --template, one task a part--> token ids and masks --whole, into rows--> shuffled shards
     shards --contract, one task a shard--> facts, or the first ids that break it
 
@@ -38,8 +39,9 @@ from medschool.instructions.contract import Findings, examine_rows, findings_fro
 from medschool.instructions.from_corpus import copies_in, corpus_files, read_documents
 from medschool.instructions.portions import READ, Reading, raw_files, read_file
 from medschool.instructions.template import ChatTemplate
+from medschool.overlap.search import OVERLAP_SCHEMA, REMOVED, counts
 from medschool.recipe import Recipe
-from medschool.recipe.schema import Chats
+from medschool.recipe.instructions import Chats
 from medschool.rows import DROPPED_SCHEMA, Dropped, ExamItem, table
 from medschool.tokens.deal import plan_deal
 from medschool.tokens.on_ray import heldout_rows, store_shards
@@ -77,14 +79,16 @@ def make_instructions(
     for folder in (READ, CHECKED):
         storage.delete_prefix(storage.join(prefix_uri, folder))
     kept, costs = _ask(recipe, name, kept, items, store_uri, prefix_uri)
-    facts = _facts(readings, checked, kept, len(items)) | costs
+    held = pa.concat_tables([OVERLAP_SCHEMA.empty_table(), *(portion.held for portion in checked)]).combine_chunks()
+    facts = _facts(readings, checked, kept, len(items)) | {"exams": counts(held, Counter(item.exam for item in items))} | costs
     if not facts["conversations"]:
         raise StageError(
             f"no conversation of {facts['made']} is left ({facts['dropped']})",
             "look at the reasons in the dropped/ files; widen `licences` or `subjects`",
             where,
         )
-    return Output(tuple(file for portion in kept for file in portion.files), facts)
+    listed = write_parquet(prefix_uri, REMOVED, held)
+    return Output((*(file for portion in kept for file in portion.files), listed), facts)
 
 
 def _read(recipe: Recipe, name: str, store_uri: str, texts: Mapping[str, Artifact], prefix_uri: str) -> list[Reading]:

@@ -9,13 +9,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 
 from medschool.artifact import Artifact, Output, write_parquet
 from medschool.exams.make import read_items
 from medschool.exams.overlap import ExamIndex
-from medschool.overlap.search import OVERLAP, OVERLAP_SCHEMA, search_file
+from medschool.overlap.search import OVERLAP, OVERLAP_SCHEMA, counts, search_file
 
 TASK_CPUS = 0.5
 
@@ -35,7 +34,7 @@ def make_overlap(corpus: Artifact, exams: Mapping[str, Artifact], prefix_uri: st
     facts = {
         "checked": sum(part["documents"] for part in parts),
         "documents": len(found.column("id").unique()),
-        "exams": {name: _counts(found, name, len(items[name])) for name in sorted(items)},
+        "exams": counts(found, {name: len(of_exam) for name, of_exam in items.items()}),
     }
     return Output((write_parquet(prefix_uri, OVERLAP, found.combine_chunks()),), facts)
 
@@ -46,8 +45,3 @@ def _search(job: dict[str, Any], index: ray.ObjectRef) -> dict[str, Any]:
     with pa.ipc.new_stream(sink, found.schema) as writer:
         writer.write_table(found)
     return {"part": job["part"], "documents": documents, "found": sink.getvalue().to_pybytes()}
-
-
-def _counts(found: pa.Table, exam: str, items: int) -> dict[str, int]:
-    of_exam = found.filter(pc.equal(found.column("exam"), exam))
-    return {"items": items, "found": len(of_exam.column("item").unique()), "documents": len(of_exam.column("id").unique())}

@@ -2,20 +2,23 @@
 this file.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from medschool import storage
+from medschool import s3, storage
 from medschool.artifact import Artifact
 from medschool.errors import InputError
 from medschool.exams.overlap import ExamIndex
 
 OVERLAP = "overlap.parquet"
+REMOVED = "exam_items.parquet"
+"""The same table beside a set of instructions: the conversations that hold an item, which are not in the set."""
 OVERLAP_SCHEMA = pa.schema(
     [
-        ("id", pa.string()),  # of the document
+        ("id", pa.string()),  # of the document, or of the conversation
         ("exam", pa.string()),
         ("item", pa.string()),
         ("share", pa.float64()),  # of the item's words that the document has, 0.5 to 1
@@ -36,10 +39,10 @@ def search(documents: Iterable[tuple[str, str]], index: ExamIndex) -> pa.Table:
     return pa.Table.from_pylist(found, schema=OVERLAP_SCHEMA)
 
 
-@storage.guard
+@s3.guard
 def search_file(uri: str, index: ExamIndex) -> tuple[pa.Table, int]:
     """The overlap of a Parquet file of documents, and the number of documents in it. Raises InputError when it is damaged."""
-    with storage.filesystem(uri).open(uri, "rb") as stream:
+    with s3.filesystem(uri).open(uri, "rb") as stream:
         try:
             file = pq.ParquetFile(stream)
             return search(_documents(file), index), file.metadata.num_rows
@@ -54,6 +57,15 @@ def _documents(file: pq.ParquetFile) -> Iterator[tuple[str, str]]:
         yield from zip(batch.column("id").to_pylist(), batch.column("text").to_pylist(), strict=True)
 
 
-def read_overlap(made: Artifact) -> pa.Table:
-    """The table of a finished overlap stage."""
-    return storage.read_parquet(made.uri(OVERLAP))
+def counts(found: pa.Table, items: Mapping[str, int]) -> dict[str, dict[str, int]]:
+    """For each exam its items, of which there are so many, how many of them were found, and in how many documents."""
+    return {exam: _of_exam(found.filter(pc.equal(found.column("exam"), exam)), items[exam]) for exam in sorted(items)}
+
+
+def _of_exam(found: pa.Table, items: int) -> dict[str, int]:
+    return {"items": items, "found": len(found.column("item").unique()), "documents": len(found.column("id").unique())}
+
+
+def read_overlap(made: Artifact, path: str = OVERLAP) -> pa.Table:
+    """The table of a finished overlap stage, or with the path REMOVED that of a set of instructions."""
+    return storage.read_parquet(made.uri(path))

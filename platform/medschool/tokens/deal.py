@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from medschool import storage
+from medschool import s3, storage
 from medschool.artifact import ArtifactFile, digest_of, write_file, write_parquet
 from medschool.errors import InputError
 from medschool.seed import seed_of
@@ -177,11 +177,11 @@ def _reuse(marker: str, prefix_uri: str) -> Group | None:
     return Group(done["prefix_uri"], files, tuple((path, rows) for path, rows in done["shards"]), reused=True)
 
 
-@storage.guard
+@s3.guard
 def _copy(source: str, target: str) -> None:
     """Copy one key; on S3 the store does it."""
-    if storage.is_s3(source):
-        storage.filesystem(source).cp_file(source, target)
+    if s3.is_s3(source):
+        s3.filesystem(source).cp_file(source, target)
     else:
         storage.upload(target, Path(source))
 
