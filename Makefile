@@ -37,10 +37,11 @@ down:  ## stop everything that was started here; data stays in .medschool
 	@test -x $(BIN)/medschool && $(BIN)/medschool down || echo "nothing is installed, so nothing runs"
 
 test: setup check  ## everything but repeats and soaks, under 25 minutes
-	$(BIN)/python -m pytest -m "not long" --durations 40 tests
+	$(BIN)/python -m pytest -q -n 2 -m "not long" --durations 10 tests/unit
+	$(BIN)/python -m pytest -m "not long" --durations 40 tests/e2e tests/faults tests/integration
 
-test-fast: setup  ## the part without Ray, a minute and a half
-	$(BIN)/python -m pytest -q -m "not long" tests/unit
+test-fast: setup  ## the part without Ray, about a minute
+	$(BIN)/python -m pytest -q -n 2 -m "not long" tests/unit
 
 test-long: setup check  ## full counts, repeats and soaks; hours
 	$(BIN)/python -m pytest --report docs/results/test-long.md tests

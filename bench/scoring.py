@@ -35,7 +35,7 @@ import torch  # noqa: E402
 from side_by_side import interval, machine, spread  # noqa: E402
 
 from medschool.evaluate.choices import Choice, choice_log_probs  # noqa: E402
-from medschool.evaluate.harness import Encode, encode_pair, harness_encoder  # noqa: E402
+from medschool.evaluate.harness import Encode, encode_pairs, harness_encoder  # noqa: E402
 from medschool.evaluate.perplexity import BATCH_TOKENS  # noqa: E402
 from medschool.train.model import load_model  # noqa: E402
 
@@ -80,13 +80,13 @@ def lettered(row: dict[str, str]) -> str:
 def by_us(model: Any, encode: Encode, asked: Sequence[Question]) -> Scores:
     choices = []
     for question in asked:
-        pairs = [encode_pair(encode, question.prompt, ending) for ending in question.endings]
+        pairs = encode_pairs(encode, question.prompt, question.endings)
         choices.append(Choice(tuple(pairs[0][0]), tuple(tuple(ending) for _, ending in pairs)))
     return choice_log_probs(model, choices)
 
 
 def by_loop(model: Any, encode: Encode, rows: int, asked: Sequence[Question]) -> Scores:
-    pairs = [[encode_pair(encode, question.prompt, ending) for ending in question.endings] for question in asked]
+    pairs = [[encode_pairs(encode, question.prompt, (ending,))[0] for ending in question.endings] for question in asked]
     if all(len(ending) == 1 for one in pairs for _, ending in one):
         last = _logits(model, [one[0][0] for one in pairs], [1] * len(pairs), rows)
         return [[float(found[0, ending[0]]) for _, ending in one] for one, found in zip(pairs, last, strict=True)]

@@ -36,7 +36,10 @@ TEXT = "x" * 64
 ARMS = ("bare", "serve")
 PLACES = 128
 KINDS = ("whole", "first event", "all events")
-HOOK = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "medschool.serve.proxy:proxy_middlewares"}
+HOOK = {
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "medschool.serve.proxy:proxy_middlewares",
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+}
 
 
 def body(streamed: bool) -> dict[str, Any]:
@@ -77,7 +80,7 @@ def both() -> Iterator[dict[str, int]]:
     try:
         with own_ray(8):
             args = ChatArgs(
-                engine="echo", served_name="echo", max_concurrent_requests=PLACES, max_waiting_requests=0,
+                engine="echo", served_name="echo", max_concurrent_requests=PLACES, max_waiting_requests=PLACES,
                 api_key_sha256=(hash_key(KEY),),
             )  # fmt: skip
             deploy(args, ports["serve"])

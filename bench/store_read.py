@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.fs
 
-from medschool import storage
+from medschool import s3, storage
 from medschool.cluster import local, state
 from medschool.tokens.pack import Rows
 from medschool.tokens.shards import ipc_bytes, rows_table
@@ -40,7 +40,7 @@ def main() -> None:
             file.read()
 
     def batch_s3fs() -> None:
-        file = storage.filesystem(shard).open(shard, "rb", cache_type="readahead", block_size=2**18)
+        file = s3.filesystem(shard).open(shard, "rb", cache_type="readahead", block_size=2**18)
         pa.ipc.open_file(file).get_batch(7)
 
     def batch_arrow() -> None:

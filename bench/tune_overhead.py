@@ -65,7 +65,7 @@ def bare(names: list[str], do: Callable[..., None], folder: Path) -> None:
 def ours(names: list[str], do: Callable[..., None], folder: Path) -> None:
     from medschool.ablate.on_ray import run_study
 
-    run_study(names, do, AT_ONCE, str(folder / "store"))
+    run_study("bench", names, do, AT_ONCE, str(folder / "store"))
 
 
 ARMS: dict[str, Callable[[list[str], Callable[..., None], Path], None]] = {"ours": ours, "bare": bare}

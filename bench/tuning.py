@@ -4,10 +4,12 @@ A LLaMA of 15 million parameters, rows of 512 tokens, two processes. Conversatio
 random tokens, log-normal lengths, 250 tokens together in the mean, a fifth of them trained (MedC-I has some 320 a conversation).
 
     ours     conversations packed by medschool into rows: Ray Train, Ray Data, ZeRO 1, journal shipped to MLflow
-    chunks   the same with cluster.loss_chunk_tokens, so that the output head sees trained tokens only
+    chunks   the same with cluster.loss_chunk_tokens, which spares memory and costs a second pass through the output head
     padded   transformers' Trainer, one conversation a row, a micro-batch filled up to its longest one
     sorted   the same, the conversations of a step in order of length, which leaves little to fill up
-    trl      TRL's SFTTrainer, as padded; its output head too works in chunks
+    trl      TRL's SFTTrainer, as padded; its output head works in chunks
+
+The output head of both arms of ours sees trained tokens alone.
 
 Every step of every arm trains on the same conversations, from the same weights, with the same optimizer and schedule. Their mean
 loss of a trained token is compared before any speed is: in fp32 the first five steps agree within 1e-4; in bf16 the others keep

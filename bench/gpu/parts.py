@@ -87,7 +87,8 @@ def drill(folder: Path, size: dict[str, Any]) -> dict[str, Any]:
 def memory(results: Path, tiny: bool) -> dict[str, Any]:
     """Peaks of the trainings above, and the plan's."""
     from medschool.cluster.memory import training_memory
-    from medschool.recipe.schema import Cluster, Shape
+    from medschool.recipe.cluster import Cluster
+    from medschool.recipe.training import Shape
 
     size = sizes(tiny)
     peaks = {line["part"]: line["result"]["peak_bytes"] for line in lines_of(results, tiny) if line["part"].startswith("mfu_")}
