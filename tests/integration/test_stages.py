@@ -340,6 +340,7 @@ def test_table_page_and_json_say_the_same(tokenized: Run) -> None:
     assert seconds in (folder / "report.md").read_text()
 
 
+@pytest.mark.long
 def test_a_failing_trial_is_named_and_does_not_hold_the_rest(tokenized: Run, tmp_path: Path) -> None:
     store = tmp_path / "store"
     shutil.copytree(tokenized.store_uri, store, ignore=shutil.ignore_patterns("pretrain", "instruct", "evaluate", "verdict"))
