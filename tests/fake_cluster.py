@@ -19,14 +19,17 @@ import shutil
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import psutil
 import yaml
+from ray._private import ray_constants
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FakeMultiNodeProvider
 from ray.autoscaler.tags import TAG_RAY_USER_NODE_TYPE
 
@@ -72,7 +75,10 @@ class Provider(FakeMultiNodeProvider):  # type: ignore[misc]
             return
         sized = {**resources, "object_store_memory": OBJECT_STORE_BYTES}
         named = {**labels, "ray.io/node-group": kind}  # Ray would take it from this process's environment, which is the head's
-        super().create_node_with_resources_and_labels(node_config, tags, count, sized, named)
+        for _ in range(count):
+            own = patch.object(ray_constants, "DEFAULT_RUNTIME_ENV_DIR_NAME", f"jobs_{uuid.uuid4().hex[:8]}")
+            with self.lock, own:  # nodes share a session's folder here, and one that unpacks a job removes what is there
+                super().create_node_with_resources_and_labels(node_config, tags, 1, sized, named)
 
     def _terminate_node(self, node: Any) -> None:
         if "node" in node:

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -109,14 +110,8 @@ class Cluster:
 
     def job(self, name: str, *settings: str, stop: int = 0) -> subprocess.Popen[str]:
         words = [sys.executable, __file__, str(self._folder / "store"), name, self.hosts.addresses[0], str(stop), *settings]
-        return self.hosts.start(
-            0,
-            words,
-            env=self._environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=(self.logs / f"{name}.err").open("a"),
-        )
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        return self.hosts.start(0, words, env=self._environment, **pipes)
 
 
 def until_waits(job: subprocess.Popen[str]) -> None:
@@ -148,8 +143,8 @@ def largest_difference(one: dict[str, float], other: dict[str, float]) -> float:
 
 
 @pytest.fixture
-def cluster(tmp_path: Path, ray_folder: str, request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    folder = Path(ray_folder, "f")
+def cluster(ray_folder: str, request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    folder = Path(tempfile.mkdtemp(dir=ray_folder))
     persisted = {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": f"{folder}/gcs"} if "head" in request.node.name else {}
     with Hosts(3) as hosts:
         made = Cluster(hosts, folder, persisted)

@@ -131,6 +131,7 @@ def test_a_lost_head_is_missed_by_no_request_elsewhere(folder: Path) -> None:
 def test_the_command_passes_and_leaves_nothing(folder: Path, fault: str) -> None:
     longer = ["--away-s", "45"] if fault in {"head", "store"} else ["--steps", "64", "--set", "cluster.zero_stage=2"]
     command = ran(folder, "-m", "medschool.cli", "drill", fault, *longer, "--json", timeout_s=800)
+    print(command.stdout)
     assert command.returncode == 0, command.stdout + command.stderr[-6000:]
     found = json.loads(command.stdout)
     assert (found["fault"], found["result"], found["requests_failed"]) == (fault, "PASS", 0)

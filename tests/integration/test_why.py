@@ -71,6 +71,15 @@ WORKER_GONE = """
         child = os.fork()
         work(int(child == 0), work_folder)
 """
+KILLED = """
+    import os, ray
+    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    @ray.remote(max_restarts=0)
+    class Worker:
+        def work(self):
+            os.kill(os.getpid(), 9)
+    ray.get(Worker.remote().work.remote())
+"""
 BUG = """
     def share(part, whole):
         return part / whole
@@ -80,8 +89,9 @@ BUG = """
 
 @pytest.mark.parametrize(
     ("program", "name"),
-    [(DISK, "the disk is full"), (MEMORY, "memory of the host"), (STORE, "the object store"), (WORKER_GONE, "communication between workers")],
-    ids=["disk", "memory", "store", "worker"],
+    [(DISK, "the disk is full"), (MEMORY, "memory of the host"), (STORE, "the object store"), (WORKER_GONE, "communication between workers"),
+     (KILLED, "a process was killed from outside")],
+    ids=["disk", "memory", "store", "worker", "killed"],
 )  # fmt: skip
 def test_what_is_really_raised_is_named(program: str, name: str) -> None:
     cause, told = cause_of_death(printed_by(program))

@@ -65,6 +65,11 @@ CAUSES = (
         re.compile(r"nccl(System|UnhandledCuda|Remote)Error|DistBackendError|NCCL error|gloo/transport|ProcessGroup.*[Tt]imeout"),
         "the first worker to end is the cause, look for it above; then NCCL_SOCKET_IFNAME, security group, EFA",
     ),
+    Cause(
+        "a process was killed from outside",
+        re.compile(r"Worker unexpectedly exits with a connection error"),
+        "most often by the kernel for want of memory, see `dmesg` on its node: ask for fewer workers a node, or a larger one",
+    ),
 )  # fmt: skip
 ERROR = re.compile(r"^error: |^\w[\w.]*(Error|Exception|Interrupt|Exit)\b(:|$)")
 REFUSED = re.compile(r"Failed to launch \d+ nodes of type (\S+): (.*)")

@@ -1,8 +1,9 @@
 """Memory of a process that computes on CPUs: what it frees it keeps for the next step.
 
 glibc takes blocks above a threshold of at most 32 MiB from the kernel one by one, and gives each back when it is freed. Logits
-and their gradients are such blocks, so that every step would touch the same memory for the first time, page by page. Now
-they come from the heap, which is never trimmed. The price is that a process stays as large as it once was. Source: mallopt(3), M_MMAP_MAX and M_TRIM_THRESHOLD.
+and their gradients are such blocks, so that every step would touch the same memory for the first time, page by page. Now they
+come from the heap, which is never trimmed. The price is that a process stays as large as it once was. Source: mallopt(3),
+M_MMAP_MAX and M_TRIM_THRESHOLD.
 """
 
 import ctypes
