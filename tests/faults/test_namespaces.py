@@ -35,8 +35,8 @@ def drive(store: Path, name: str, address: str, stop: int, settings: list[str]) 
 
     from medschool.board import printing, this_node
     from medschool.cluster.drill import trained
-    from medschool.cluster.kill import Gate, Witness
     from medschool.cluster.slice import tiny_slice
+    from medschool.cluster.strike import Gate, Witness
     from medschool.errors import MedschoolError
     from medschool.recipe import load
     from medschool.train import on_ray

@@ -1,7 +1,5 @@
 """`medschool drill ...`: proofs by fire, on the user's own recipe and machines."""
 
-import json
-import sys
 from typing import Annotated
 
 import typer
@@ -9,6 +7,7 @@ import typer
 from medschool.commands import drill_faults
 from medschool.commands.arguments import AsJson, Overrides, RecipePath, store_alone
 from medschool.commands.drill_job import as_job
+from medschool.commands.drilled import shown
 from medschool.errors import RecipeError
 from medschool.recipe import Recipe, load
 
@@ -40,8 +39,7 @@ def resume(
     sizes = parse_sizes(world_sizes, checked)
     if on_cluster:
         words = ["--kills", str(kills), "--world-sizes", ",".join(map(str, sizes)), "--steps", str(steps)]
-        words += [*["--tiny"] * tiny, *["--json"] * as_json]
-        raise typer.Exit(as_job(recipe, checked, words, overrides))
+        raise typer.Exit(as_job(recipe, checked, [*words, *["--tiny"] * tiny], overrides, as_json))
     raise typer.Exit(run_here(checked, kills, sizes, steps, tiny, as_json))
 
 
@@ -72,14 +70,10 @@ def run_connected(recipe: Recipe, store_uri: str, tiny: bool, kills: int, sizes:
     from medschool import storage
     from medschool.cluster.drill import drill_resume
     from medschool.cluster.slice import drill_folder, recipe_slice, tiny_slice
-    from medschool.train.live import Screen
 
     folder = drill_folder(store_uri)
     try:
         course, rows = (tiny_slice if tiny else recipe_slice)(recipe, store_uri, folder, steps)
-        outcome = drill_resume(course, rows, sizes, kills, Screen(sys.stderr) if as_json else Screen())
+        return shown(lambda say: drill_resume(course, rows, sizes, kills, say), as_json)
     finally:
         storage.delete_prefix(folder)
-    for line in [json.dumps(outcome.as_json(), indent=1)] if as_json else outcome.lines():
-        print(line, flush=True)
-    return 0 if outcome.result == "PASS" else 1

@@ -1,10 +1,7 @@
 """`medschool drill preempt|node|head|store`: a node, the head or the object store is lost on purpose while something runs."""
 
-import json
 import os
-import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +9,7 @@ import typer
 
 from medschool.commands.arguments import AsJson, Overrides
 from medschool.commands.drill_job import as_job
+from medschool.commands.drilled import Say, shown
 from medschool.errors import PlanError
 from medschool.recipe import Recipe, load
 
@@ -26,7 +24,6 @@ Steps = Annotated[int, typer.Option(min=8, help="Optimizer steps of the tiny mod
 AwayS = Annotated[float, typer.Option("--away-s", min=1, help="Seconds that it is away.")]
 OnCluster = Annotated[bool, typer.Option("--cluster", help="On the running cluster, as a job; else on one of its own.")]
 STEPS = 32
-Say = Callable[[str], None]
 OTHERS = {
     "node": "Ray ends no node of a running cluster without notice; `preempt --cluster` takes one away with notice",
     "head": "it would end the drivers of all jobs there",
@@ -50,9 +47,9 @@ def preempt(
     Example: medschool drill preempt --json
     """
     if on_cluster:
-        words = ["--fault", "preempt", "--steps", str(steps), *["--json"] * as_json]
-        raise typer.Exit(as_job(recipe, load(recipe, overrides), words, overrides))
-    raise typer.Exit(_shown(lambda say: _lost_here("preempt", load(recipe, overrides), steps, say), as_json))
+        words = ["--fault", "preempt", "--steps", str(steps)]
+        raise typer.Exit(as_job(recipe, load(recipe, overrides), words, overrides, as_json))
+    raise typer.Exit(shown(lambda say: _lost_here("preempt", load(recipe, overrides), steps, say), as_json))
 
 
 def node(
@@ -70,7 +67,7 @@ def node(
     Example: medschool drill node --steps 64
     """
     _refuse(on_cluster, "node")
-    raise typer.Exit(_shown(lambda say: _lost_here("node", load(recipe, overrides), steps, say), as_json))
+    raise typer.Exit(shown(lambda say: _lost_here("node", load(recipe, overrides), steps, say), as_json))
 
 
 def head(away_s: AwayS = 5.0, on_cluster: OnCluster = False, as_json: AsJson = False) -> None:
@@ -83,7 +80,7 @@ def head(away_s: AwayS = 5.0, on_cluster: OnCluster = False, as_json: AsJson = F
     from medschool.cluster.head_drill import drill_head
 
     _refuse(on_cluster, "head")
-    raise typer.Exit(_shown(lambda say: drill_head(away_s, say), as_json))
+    raise typer.Exit(shown(lambda say: drill_head(away_s, say), as_json))
 
 
 def store(
@@ -102,12 +99,12 @@ def store(
     Example: medschool drill store --away-s 60 --json
     """
     _refuse(on_cluster, "store")
-    raise typer.Exit(_shown(lambda say: _store_here(load(recipe, overrides), steps, away_s, say), as_json))
+    raise typer.Exit(shown(lambda say: _store_here(load(recipe, overrides), steps, away_s, say), as_json))
 
 
 def run_connected(fault: "Loss", recipe: Recipe, store_uri: str, steps: int, cluster: "OwnCluster | None", as_json: bool) -> int:
     """Lose a node of the Ray that this process is connected to, and clean up; the exit code. cluster: None for a running one."""
-    return _shown(lambda say: _lost(fault, recipe, store_uri, steps, cluster, say), as_json)
+    return shown(lambda say: _lost(fault, recipe, store_uri, steps, cluster, say), as_json)
 
 
 def _lost_here(fault: "Loss", recipe: Recipe, steps: int, say: Say) -> "FaultOutcome":
@@ -152,16 +149,6 @@ def _store_here(recipe: Recipe, steps: int, away_s: float, say: Say) -> "FaultOu
             store_uri = own.variables["MEDSCHOOL_STORE"]
             course, rows = tiny_slice(for_own_ray(recipe, steps), store_uri, drill_folder(store_uri), steps)
             return drill_store(course, rows, None, own, away_s, say)
-
-
-def _shown(drill: Callable[[Say], "FaultOutcome"], as_json: bool) -> int:
-    """Run it, and print what it found; the exit code."""
-    from medschool.train.live import Screen
-
-    outcome = drill(Screen(sys.stderr) if as_json else Screen())
-    for line in [json.dumps(outcome.as_json(), indent=1)] if as_json else outcome.lines():
-        print(line, flush=True)
-    return 0 if outcome.result == "PASS" else 1
 
 
 def _refuse(on_cluster: bool, fault: str) -> None:
