@@ -10,7 +10,8 @@ the machine does falls on both. Both arms say the same text, which is checked fi
 Then requests a second at several clients, arm after arm. Aims: at one client at most 4 ms more at the median; the figures are
 printed and nothing is asserted. Times in ms; `added` is the difference of the medians of one repetition.
 
-`python bench/serve_latency.py [--reps 5] [--requests 300] [--clients 8,64] [--seconds 5]`
+`python bench/serve_latency.py [--reps 5] [--requests 300] [--clients 8,64] [--seconds 5]`; with RAY_SERVE_USE_GRPC_BY_DEFAULT=0
+before it requests reach the replica as calls of an actor.
 """
 
 import argparse
@@ -160,7 +161,7 @@ def main() -> None:
     parser.add_argument("--clients", default="8,64")
     parser.add_argument("--seconds", type=float, default=5)
     told = parser.parse_args()
-    os.environ.update(ENVIRONMENT | HOOK)
+    os.environ.update(ENVIRONMENT | HOOK | {name: value for name, value in os.environ.items() if name in HOOK})
     print(json.dumps(machine("ray", "uvicorn", "fastapi", "httptools") | {"load": os.getloadavg()}))
     with both() as ports:
         runs = []

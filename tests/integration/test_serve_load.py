@@ -306,7 +306,7 @@ def test_a_thousand_clients_for_a_minute(url: str, http: httpx.Client) -> None:
 
 @pytest.mark.long
 def test_a_limit_holds_under_a_thousand_clients(url: str, store: Path) -> None:
-    limit = 5000
+    limit = 200  # two cores shared with a thousand clients that never wait let few through
     secret = keys.create(str(store), "thousand", requests_per_minute=limit)
     wait_until(lambda: httpx.get(f"{url}/v1/models", headers={"authorization": f"Bearer {secret}"}).status_code == 200, 30)
     told = flood([Client.of(url, secret, "/v1/models") for _ in range(1000)], 40)

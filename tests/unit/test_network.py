@@ -193,10 +193,13 @@ class Group:
     """Workers of several machines in this process: what each is asked to do is done at once, at its own loopback address."""
 
     def __init__(self, *addresses: str, deaf: str = "") -> None:
-        self.addresses, self._deaf, self.asked = addresses, deaf, list[str]()
+        self.addresses, self._deaf, self.asked, self.ended = addresses, deaf, list[str](), False
 
     def get_workers(self) -> list[SimpleNamespace]:
         return [SimpleNamespace(metadata=SimpleNamespace(node_ip=address)) for address in self.addresses]
+
+    def get_worker_group_state(self) -> SimpleNamespace:
+        return SimpleNamespace(shutdown=lambda: setattr(self, "ended", True))
 
     def execute_single_async(self, rank: int, do: Callable[..., object], *given: object) -> object:
         self.asked.append(do.__name__)
@@ -232,4 +235,4 @@ def test_a_group_without_a_way_does_not_meet_and_says_who(begun: list[Group]) ->
         WorkerGroupStartupFailedError, match=r"127\.0\.0\.3 \(rank 1\) is reached by no other machine \(Connection"
     ):
         config.backend_cls().on_start(group, config)
-    assert begun == []
+    assert begun == [] and group.ended, "workers that stay would keep the places of the next ones"

@@ -37,11 +37,19 @@ class OnNetwork(TorchConfig):  # type: ignore[misc]
 class _Meeting(_TorchBackend):  # type: ignore[misc]
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         """Raises WorkerGroupStartupFailedError, which Ray answers with another start, where machines do not reach each other."""
-        layout = Layout(tuple(worker.metadata.node_ip for worker in worker_group.get_workers()))
-        if len(layout.machines) > 1 and (told := _unreached(worker_group, layout)):
-            remedy = "open all ports between the nodes of the cluster to each other, or take the node out of it"
-            raise WorkerGroupStartupFailedError(str(StageError(told, remedy, "network")))
-        super().on_start(worker_group, backend_config)
+        try:
+            _check(worker_group)
+            super().on_start(worker_group, backend_config)
+        except Exception:
+            worker_group.get_worker_group_state().shutdown()  # Ray 2.60 forgets them here, and they would keep their places
+            raise
+
+
+def _check(worker_group: Any) -> None:
+    layout = Layout(tuple(worker.metadata.node_ip for worker in worker_group.get_workers()))
+    if len(layout.machines) > 1 and (told := _unreached(worker_group, layout)):
+        remedy = "open all ports between the nodes of the cluster to each other, or take the node out of it"
+        raise WorkerGroupStartupFailedError(str(StageError(told, remedy, "network")))
 
 
 def _unreached(worker_group: Any, layout: Layout) -> str:
