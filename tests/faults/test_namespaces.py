@@ -84,6 +84,8 @@ class Cluster:
         own = self.hosts.addresses[host]
         ray = [str(Path(sys.executable).with_name("ray")), "start", f"--node-ip-address={own}", f"--num-cpus={CPUS}", "--block"]
         head = ["--head", "--port=6379", "--include-dashboard=false", f"--temp-dir={self._folder}/ray"]
+        if host == 0:  # Ray takes the other hosts' processes, which it sees here, for a cluster that still runs on this one
+            Path(self._folder, "ray", "ray_current_cluster").unlink(missing_ok=True)
         where = head if host == 0 else [f"--address={self.hosts.addresses[0]}:6379"]
         until_s = time.monotonic() + 600
         for attempt in range(10):
