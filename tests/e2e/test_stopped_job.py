@@ -48,7 +48,9 @@ def test_a_stopped_job_has_saved_its_step_and_its_runs_are_killed(user: User) ->
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
     rest, _ = submitted.communicate(timeout=120)
     assert submitted.returncode not in (0, 2)
-    at = int(re.findall(rf"stopped at step (\d+) of {STEPS}, which is saved", rest)[0])
+    stood = re.search(rf"stopped at step (\d+) of {STEPS}, which is saved", rest)
+    assert stood, rest
+    at = int(stood[1])
     last = max(int(step) for step in re.findall(rf"step (\d+)/{STEPS}", seen + rest))
     assert 0 <= at - last <= 1 and at < EVERY and took_s < 30
 

@@ -176,7 +176,7 @@ def test_a_preempted_node_costs_no_step_and_no_failure(told: Told) -> None:
 
 def test_a_stopped_worker_is_found_named_and_its_stacks_are_kept(told: Told) -> None:
     stopped = told.one("stopped")
-    stalled = told.one("said", r"^stalled: rank \d of 2 does not answer \(step \d+, [a-z ]+\)")
+    stalled = told.one("said", r"^stalled: rank \d of 2 does not answer \(step \d+, [a-z, ]+\)")
     assert stalled["at_s"] - stopped["at_s"] <= 2 * STALL_TIMEOUT_S
     told.one("said", r"workers restart after a failure \(1 of 1\): stalled")
     folder = Path(stalled["line"].rsplit(": ", 1)[1])

@@ -176,7 +176,9 @@ def _fit(course: Course, feed: Feed, ledger: Ledger, board: Board, measure: "Mea
         raise StageError(told, REMEDY, course.trial) from error
     if "stopped_at" in result:
         saved = newest_whole(course.run_uri, lambda _: None).step  # the last checkpoint may have failed
-        raise stopped_by_wish(result["stopped_at"], saved, course.steps, course.trial)
+        stopped = stopped_by_wish(result["stopped_at"], saved, course.steps, course.trial)
+        board.put(stopped.problem)  # the driver of a study may be gone before this error has come to it
+        raise stopped
     return result
 
 
