@@ -155,9 +155,9 @@ def killed_at(user: User, pattern: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def killed(user: User, request: pytest.FixtureRequest) -> list[list[str]]:
-    """The outputs of runs whose driver was killed: in every stage of the list, or in some where long tests are left out."""
+    """The outputs of runs whose driver was killed: in every stage of the list, or in a training where long tests are left out."""
     everywhere = "not long" not in request.config.option.markexpr
-    return [killed_at(user, pattern) for pattern in (KILLED_IN if everywhere else [KILLED_IN[1], KILLED_IN[4]])]
+    return [killed_at(user, pattern) for pattern in (KILLED_IN if everywhere else [KILLED_IN[4]])]
 
 
 @pytest.fixture(scope="module")
