@@ -122,7 +122,8 @@ def theirs_once(store: Path, name: str) -> float:
     }  # fmt: skip
     watcher, killed_at = Watcher(), list[float]()
     command = torchrun("deepspeed", store, spec, WORKERS, "--max-restarts", str(FAILURES))
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as run:
+    own = {**os.environ, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # else restarted workers call gloo addresses of the dead ones
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=own) as run:
         assert run.stdout is not None
         for step in (json.loads(line)["step"] for line in run.stdout if line.startswith('{"step"')):
             if step == 1 and killed_at:
