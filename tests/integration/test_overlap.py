@@ -120,7 +120,6 @@ def test_no_batch_of_an_epoch_holds_it(run: Run) -> None:
     assert "pmid:70000" not in seen and "pmid:70001" in seen
 
 
-@pytest.mark.long
 def test_the_report_and_the_results_tell_it_and_plan_and_training_agree(run: Run) -> None:
     with printing(lambda line: None) as board:
         run.board = board

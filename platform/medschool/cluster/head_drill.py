@@ -28,7 +28,7 @@ import psutil
 
 from medschool.cluster.fault_outcome import FaultOutcome
 from medschool.cluster.own_cluster import OwnCluster, own_cluster
-from medschool.cluster.traffic import CHAT, Outcome, Traffic
+from medschool.cluster.traffic import CHAT, PLACES, Outcome, Traffic
 from medschool.errors import ServiceError
 
 REPLICAS = 2
@@ -162,6 +162,7 @@ def _serve(cluster: OwnCluster, port: int, key: str) -> None:
             served_name="echo",
             api_key_sha256=(hash_key(key),),
             max_context_tokens=256,
+            max_waiting_requests=PLACES,  # a machine that stands still for a while must not be taken for a lost request
             min_replicas=REPLICAS,
             max_replicas=REPLICAS,
             start_timeout_s=BACK_S,
