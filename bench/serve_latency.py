@@ -30,6 +30,8 @@ from typing import Any
 from side_by_side import in_fresh_process, interval, machine, spread
 from small_run import ENVIRONMENT, ROOT, own_ray
 
+from medschool.cluster.ray_head import SERVE
+
 sys.path.append(str(ROOT / "tests"))
 KEY = "bench"
 CHAT = "/v1/chat/completions"
@@ -37,10 +39,6 @@ TEXT = "x" * 64
 ARMS = ("bare", "serve")
 PLACES = 128
 KINDS = ("whole", "first event", "all events")
-HOOK = {
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "medschool.serve.proxy:proxy_middlewares",
-    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
-}
 
 
 def body(streamed: bool) -> dict[str, Any]:
@@ -161,7 +159,7 @@ def main() -> None:
     parser.add_argument("--clients", default="8,64")
     parser.add_argument("--seconds", type=float, default=5)
     told = parser.parse_args()
-    os.environ.update(ENVIRONMENT | HOOK | {name: value for name, value in os.environ.items() if name in HOOK})
+    os.environ.update(ENVIRONMENT | SERVE | {name: value for name, value in os.environ.items() if name in SERVE})
     print(json.dumps(machine("ray", "uvicorn", "fastapi", "httptools") | {"load": os.getloadavg()}))
     with both() as ports:
         runs = []

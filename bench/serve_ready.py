@@ -20,10 +20,12 @@ import time
 from pathlib import Path
 
 import httpx
-from serve_latency import HOOK, KEY, free_port
+from serve_latency import KEY, free_port
 from serve_throughput import random_model
 from side_by_side import in_fresh_process, interval, machine, spread
 from small_run import ENVIRONMENT, own_ray
+
+from medschool.cluster.ray_head import SERVE
 
 PLAIN = """
 import sys, torch
@@ -64,7 +66,7 @@ def main() -> None:
     parser.add_argument("--reps", type=int, default=5)
     told = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="ms-bench-", dir="/tmp"))
-    os.environ.update(ENVIRONMENT | HOOK | {"MEDSCHOOL_CACHE": str(folder / "cache")})
+    os.environ.update(ENVIRONMENT | SERVE | {"MEDSCHOOL_CACHE": str(folder / "cache")})
     print(json.dumps(machine("ray", "torch", "transformers") | {"load": os.getloadavg()}))
     try:
         model = (told.model or folder / "model").resolve()

@@ -34,9 +34,11 @@ from pathlib import Path
 from typing import IO, Any
 
 import httpx
-from serve_latency import HOOK, KEY, free_port
+from serve_latency import KEY, free_port
 from side_by_side import in_fresh_process, interval, machine, spread
 from small_run import ENVIRONMENT, SMALL, own_ray
+
+from medschool.cluster.ray_head import SERVE
 
 ARMS = ("ours", "default", "continuous")
 TORCH_NAMES = {"fp32": "float32", "bf16": "bfloat16"}
@@ -235,7 +237,7 @@ def main() -> None:
     parser.add_argument("--arms", default=",".join(ARMS))
     told = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="ms-bench-", dir="/tmp"))
-    os.environ.update(ENVIRONMENT | HOOK | {"OMP_NUM_THREADS": str(told.threads), "MEDSCHOOL_CACHE": str(folder / "cache")})
+    os.environ.update(ENVIRONMENT | SERVE | {"OMP_NUM_THREADS": str(told.threads), "MEDSCHOOL_CACHE": str(folder / "cache")})
     print(json.dumps(machine("ray", "torch", "transformers") | {"threads": told.threads, "load": os.getloadavg()}))
     try:
         model = (told.model or folder / "model").resolve()

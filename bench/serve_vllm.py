@@ -22,10 +22,12 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from serve_latency import HOOK, KEY, free_port
+from serve_latency import KEY, free_port
 from serve_throughput import CONTEXT, PLACES, Served, bench, compare_texts, random_model, wait_for
 from side_by_side import in_fresh_process, machine
 from small_run import ENVIRONMENT, own_ray
+
+from medschool.cluster.ray_head import SERVE
 
 START_S = 600
 
@@ -88,7 +90,7 @@ def main() -> None:
     told = parser.parse_args()
     told.python = told.python.absolute()  # not resolved: the link is what makes it the Python of an environment
     folder = Path(tempfile.mkdtemp(prefix="ms-bench-", dir="/tmp"))
-    os.environ.update(ENVIRONMENT | HOOK | {"OMP_NUM_THREADS": str(told.threads), "MEDSCHOOL_CACHE": str(folder / "cache")})
+    os.environ.update(ENVIRONMENT | SERVE | {"OMP_NUM_THREADS": str(told.threads), "MEDSCHOOL_CACHE": str(folder / "cache")})
     print(json.dumps(machine("ray", "torch", "transformers") | {"threads": told.threads, "load": os.getloadavg()}))
     try:
         model = (told.model or folder / "model").resolve()

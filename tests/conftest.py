@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from medschool.cluster.ray_head import SERVE
+
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 FOLDER = tempfile.mkdtemp(prefix="ms-test-", dir="/tmp")  # short: Ray puts Unix sockets below it
@@ -34,9 +36,7 @@ os.environ.update(  # before Ray is imported, which reads its authentication mod
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(TOKEN),
         "RAY_DATA_LOG_LEVEL": "CRITICAL",
-        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "medschool.serve.proxy:proxy_middlewares",
-        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
-        "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+        **SERVE,
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_metrics_report_interval_ms": "1000",  # Ray's own 10 s would be waited out
     }

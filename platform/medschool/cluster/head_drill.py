@@ -28,6 +28,7 @@ import psutil
 
 from medschool.cluster.fault_outcome import FaultOutcome
 from medschool.cluster.own_cluster import OwnCluster, own_cluster
+from medschool.cluster.ray_head import SERVE
 from medschool.cluster.traffic import CHAT, PLACES, Outcome, Traffic
 from medschool.errors import ServiceError
 
@@ -50,11 +51,7 @@ FATES = {
 
 def variables(worker_port: int) -> dict[str, str]:
     """For the nodes: what `medschool up` sets for Serve, and a port of its own for the proxy of a second node on one machine."""
-    return {
-        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "medschool.serve.proxy:proxy_middlewares",
-        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
-        "RAY_SERVE_WORKER_PROXY_HTTP_PORT": str(worker_port),
-    }
+    return {**SERVE, "RAY_SERVE_WORKER_PROXY_HTTP_PORT": str(worker_port)}
 
 
 @dataclass(frozen=True)

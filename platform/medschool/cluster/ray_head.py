@@ -32,6 +32,13 @@ DRIVER_SLOTS = 100
 JOB_STOP_WAIT_S = 110
 """Between the two signals of `ray job stop`, SIGTERM and SIGKILL; Ray's own 3 s are too short for a training to save."""
 
+SERVE = {
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "medschool.serve.proxy:proxy_middlewares",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",  # a dead proxy is replaced after three checks
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",  # not as calls of an actor (bench/serve_latency.py compares them)
+}
+"""What Ray Serve needs in the environment of every node; cluster.yaml and cluster-local.yaml have it too."""
+
 
 def gpu_present() -> bool:
     """Whether this machine has a GPU that DeepSpeed can use: the device files of the NVIDIA or AMD driver."""
@@ -55,9 +62,7 @@ def _settings(services: Services) -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
         "RAY_JOB_STOP_WAIT_TIME_S": str(JOB_STOP_WAIT_S),
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "medschool.serve.proxy:proxy_middlewares",
-        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",  # a dead proxy is replaced after three checks
-        "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",  # sooner at a replica than as calls of an actor (bench/serve_latency.py)
+        **SERVE,
         "RAY_num_workers_soft_limit": "2",
         "RAY_worker_maximum_startup_concurrency": str(services.num_cpus),
         "AUTOSCALER_METRIC_PORT": str(services.ports["ray_autoscaler_metrics"]),
