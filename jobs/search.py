@@ -10,7 +10,7 @@ from typing import Any
 from jobs.makers import course_of
 from jobs.model import adopt
 from jobs.run import Run, main, quiet
-from jobs.study import open_trial_run
+from jobs.study import open_trial_run, turn
 from medschool import artifact, storage, track
 from medschool.ablate.limit import within
 from medschool.ablate.on_ray import Tried, run_search
@@ -18,6 +18,7 @@ from medschool.ablate.report import columns
 from medschool.artifact import digest_of
 from medschool.board import Board
 from medschool.cluster.fit import concurrent_trials
+from medschool.cluster.room import cluster_room
 from medschool.errors import RecipeError
 from medschool.procedure import Trial, results_uri, trials
 from medschool.recipe import Recipe
@@ -26,7 +27,7 @@ from medschool.recipe.training import Search
 from medschool.stage import fingerprint_in
 from medschool.track import TrackedRun, read_journal
 from medschool.train.course import JOURNAL
-from medschool.train.on_ray import check_cluster, cluster_room
+from medschool.train.on_ray import check_cluster
 
 
 def search(run: Run) -> None:
@@ -128,7 +129,8 @@ def _try(recipe: Recipe, store_uri: str, board: Board, parent: TrackedRun | None
     name = f"pretrain/{trial.name}"
     known = run.find(name)
     try:
-        within(recipe.cluster.trial_timeout_s, 0.0, partial(run.make_one, name), _words(values))
+        with turn(run, name):
+            within(recipe.cluster.trial_timeout_s, 0.0, partial(run.make_one, name), _words(values))
     except BaseException as error:
         track.close_run(run.mlflow_run, track.status_of(error))
         raise

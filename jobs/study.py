@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,9 @@ from medschool.ablate.limit import within
 from medschool.ablate.on_ray import Trials, run_study
 from medschool.artifact import digest_of
 from medschool.board import Board
-from medschool.cluster.fit import concurrent_trials
+from medschool.cluster.admission import admitted
+from medschool.cluster.fit import concurrent_trials, trial_needs
+from medschool.cluster.room import cluster_room
 from medschool.errors import PlanError
 from medschool.procedure import PHASES, Trial, phase_weights, phase_weights_from, recipe_digest, resolve_all, trials
 from medschool.recipe import Recipe
@@ -24,7 +27,7 @@ WORDS_CHARS = 300
 
 def study(run: Run) -> None:
     """Make what the trials of the recipe lack; a trial that has everything starts no process."""
-    from medschool.train.on_ray import check_cluster, cluster_room
+    from medschool.train.on_ray import check_cluster
 
     everyone = trials(run.recipe)
     todo = [trial for trial in everyone if any(run.find(name) is None for name in stages_of(run.recipe, trial))]
@@ -56,7 +59,7 @@ def check_room(run: Run) -> None:
 
     A head without work that was not told what may come (cluster.growth) is not judged; `study` asks again.
     """
-    from medschool.train.on_ray import check_cluster, cluster_room
+    from medschool.train.on_ray import check_cluster
 
     if not any(cluster_room().values()):
         return
@@ -86,13 +89,24 @@ def _trial(recipe: Recipe, store_uri: str, board: Board, parent: TrackedRun | No
             for maker in makers_of(recipe, stage):  # the first of them that is alive makes it, one at a time
                 if maker == name or others.wait_for(partial(_is_there, run, stage), maker):
                     break
-            spent_s = within(recipe.cluster.trial_timeout_s, spent_s, partial(run.make_one, stage), name)
+            with turn(run, stage):
+                spent_s = within(recipe.cluster.trial_timeout_s, spent_s, partial(run.make_one, stage), name)
     except BaseException as error:
         if (status := track.status_of(error)) == "FAILED":
             run.say(f"study: {name} failed: {' '.join(str(error).split())[:WORDS_CHARS]}")
         track.close_run(mlflow_run, status)
         raise
     track.close_run(mlflow_run, "FINISHED")
+
+
+def turn(run: Run, stage: str) -> AbstractContextManager[None]:
+    """Its place among the trainings and scorings of all jobs on the cluster; none for a stage that is finished."""
+    spec = run.recipe.cluster
+    if run.find(stage) is not None:
+        return nullcontext()
+    scores = run.stages[stage].kind == "evaluate"
+    needs = {"CPU": float(spec.score_workers)} if scores else trial_needs(spec, run.recipe.evaluate.scorers_beside)
+    return admitted(f"{run.recipe.name}: {stage}", needs, run.board)
 
 
 def _is_there(run: Run, stage: str) -> bool:

@@ -31,8 +31,9 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 STAGES = ("model", "tokenizer", "exams", "instructions", "corpus", "tokens", "overlap", "withheld", "chats")
 ONE_VARIANT = (
     "variants={knowledge: {weights: {papers: 3, general: 1}}}", "gate=null", "probes=null", "serve=null", "search=null",
-    "pretrain.length.steps=2", "cluster.num_workers=1", "budget=null",
+    "pretrain.length.steps=2", "cluster.num_workers=[1,2]", "cluster.cpus_per_worker=4", "budget=null",
 )  # fmt: skip
+"""Elastic, and its workers alone could fill the eight CPUs of the tests' Ray."""
 ELSEWHERE = "exams.elsewhere={files: [{uri: raw/mmlu/elsewhere.jsonl, format: mmlu}]}"
 LATER = "exams.later={files: [{uri: raw/mmlu/later.jsonl, format: mmlu}]}"
 
@@ -139,7 +140,9 @@ def test_the_report_and_the_results_tell_it_and_plan_and_training_agree(run: Run
     cells = [[cell.text_content() for cell in row] for row in table.find("tbody").iter("tr")]
     assert cells == [["clinical", "general", "48", "0", "0", "0"], ["clinical", "papers", "48", "1", "1", str(rows)]]
     (course,) = make_plan(run.recipe, run.store_uri).courses
-    assert course.tokens == run.artifact("pretrain/knowledge").facts["tokens"]
+    trained = run.artifact("pretrain/knowledge").facts
+    assert course.tokens == trained["tokens"]
+    assert trained["cost"]["workers"] == 1, "an elastic training leaves the feed its CPUs"
 
 
 def test_another_exam_rebuilds_no_text_and_where_nothing_overlaps_trains_nothing(run: Run, store: Path) -> None:

@@ -3,6 +3,7 @@
 The makers of the trials' stages are this test's own and leave a line for each call; all before the trials is in the store already.
 """
 
+import threading
 import time
 from collections import Counter
 from functools import partial
@@ -16,6 +17,7 @@ from scored_trials import finish, promoted_recipe
 
 import jobs.study
 from jobs.run import Run
+from medschool.cluster.admission import admitted
 from medschool.errors import InputError
 from medschool.procedure import stages
 from medschool.stage import TRIAL_KINDS
@@ -61,6 +63,15 @@ def study(run: Run, log: Path, faults: dict[str, str], monkeypatch: pytest.Monke
         jobs.study.study(run)
 
 
+def _claim_until(said: Path, words: str) -> None:
+    """Hold the whole cluster, as a job beside this one would, until somebody has said `words`."""
+    board: Any = SimpleNamespace(put=lambda line: None, stop_asked=lambda: False)
+    with admitted("another job", {"CPU": 1000.0, "GPU": 0.0}, board):
+        said.touch()
+        while words not in said.read_text():
+            time.sleep(0.2)
+
+
 def lines_of(log: Path) -> list[list[str]]:
     return [line.split() for line in log.read_text().splitlines()]
 
@@ -93,7 +104,18 @@ def test_a_trial_that_raises_and_one_that_hangs_are_told_and_cost_the_others_not
         time.sleep(0.2)
     assert not psutil.pid_exists(hung)
 
+    said = tmp_path / "said"
+
+    def write(line: str) -> None:
+        with said.open("a") as lines:
+            lines.write(line + "\n")
+
+    board.put = write
+    other = threading.Thread(target=_claim_until, args=(said, "waits in line"), daemon=True)
+    other.start()
     study(Run(recipe, str(store), board), log, {}, monkeypatch)
+    other.join(60)
+    assert "waits in line for 2 CPUs, behind another job" in said.read_text() and "has its turn" in said.read_text()
     calls = Counter(name for name, _ in lines_of(log))
     once = ["evaluate/base", "pretrain/knowledge", "evaluate/knowledge", "evaluate/control", "evaluate/instructed"]
     assert calls == dict.fromkeys(once, 1) | {"pretrain/control": 2, "instruct/instructed": 2}

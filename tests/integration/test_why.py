@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from medschool.cluster.why import Waits, cause_of_death, refused, waiting
+from medschool.cluster.admission import WAITS
+from medschool.cluster.why import Waits, cause_of_death, in_line, refused, waiting
 
 ROOT = Path(__file__).parents[2]
 REPORT = """======== Autoscaler status: 2026-11-23 12:52:38.396388 ========
@@ -128,6 +129,13 @@ def test_a_demand_without_a_place_is_told_with_what_comes_and_what_failed() -> N
     assert waiting("job", "RUNNING", Waits((), idle)).told == found.told[1:], "an idle head is a node, too"
     calm = REPORT.rsplit("\n", 1)[0] + "\n (no resource demands)"
     assert waiting("job", "RUNNING", Waits((), calm)).cause is None
+
+
+def test_a_job_whose_last_word_is_that_it_waits_for_its_turn_is_told_behind_whom() -> None:
+    line = f"quickstart: pretrain/knowledge {WAITS} for 6 CPUs, behind other: evaluate/base"
+    found = in_line("job", "RUNNING", f"study: 1 of 2 trials to run\n{line}\n")
+    assert found is not None and (found.cause, found.told) == ("waits for its turn", (line,))
+    assert in_line("job", "RUNNING", f"{line}\nquickstart: pretrain/knowledge has its turn\n") is None
 
 
 def test_the_clouds_words_come_from_the_autoscalers_log() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from scored_trials import finish, promoted_recipe
 
+import jobs.study
 from jobs.study import check_room, makers_of, stages_of
 from medschool.errors import PlanError
 from medschool.procedure import checkpoint_stage, trials
@@ -41,7 +42,8 @@ def test_a_cluster_too_small_is_refused_at_once_unless_nothing_is_left_to_train(
 
     recipe, rooms = promoted_recipe(cluster={"num_workers": 7}), [{"CPU": 8.0, "GPU": 0.0}]
     run: Any = SimpleNamespace(recipe=recipe, store_uri=str(tmp_path))
-    monkeypatch.setattr(on_ray, "cluster_room", lambda: rooms[-1])
+    for module in (on_ray, jobs.study):
+        monkeypatch.setattr(module, "cluster_room", lambda: rooms[-1])
     with pytest.raises(PlanError, match=r"need 9 logical CPUs.*at most 8"):
         check_room(run)
     rooms.append({"CPU": 0.0, "GPU": 0.0})

@@ -25,6 +25,8 @@ from typing import Any
 
 from medschool import storage
 from medschool.artifact import Artifact, Output, digest_of
+from medschool.cluster.admission import admitted
+from medschool.cluster.fit import trial_needs
 from medschool.cluster.kill import Kill, hunting
 from medschool.cluster.strike import Said
 from medschool.errors import MedschoolError, PlanError
@@ -169,7 +171,8 @@ def _run(
             due += count if number < len(stretches) else count - 1
             here = replace(course, recipe=recipe, run_uri=storage.join(course.run_uri, name), prefix_uri=prefix_uri)
             try:
-                output = make_checkpoint(here, rows, hunter.board)
+                with admitted(f"{recipe.name}: drill, {name}", trial_needs(recipe.cluster), hunter.board):
+                    output = make_checkpoint(here, rows, hunter.board)
             except MedschoolError:
                 if number == len(stretches) or len(hunter.kills) < due:
                     raise

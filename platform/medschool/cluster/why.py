@@ -77,6 +77,7 @@ REFUSED = re.compile(r"Failed to launch \d+ nodes of type (\S+): (.*)")
 PLACE_REMEDY = (
     "wait for what is coming; else lower cluster.num_workers or cpus_per_worker, or raise max_workers in the cluster file"
 )
+TURN_REMEDY = "wait for what is before it, stop one of those (`ray job stop`), or add nodes: there is no room for both"
 REFUSED_REMEDY = "raise the quota, or name another region or machine in the cluster file; until then Ray tries again and again"
 
 
@@ -136,7 +137,7 @@ def why(job: str | None) -> Finding:
     if state == "SUCCEEDED":
         return Finding(found.submission_id, state, None, (), "")
     if state in ("PENDING", "RUNNING"):
-        return waiting(found.submission_id, state, waits())
+        return in_line(found.submission_id, state, log) or waiting(found.submission_id, state, waits())
     if state == "STOPPED":
         return Finding(found.submission_id, state, "somebody stopped it", (), "submit again: it goes on from what is finished")
     cause, told = cause_of_death(log or found.message or "")
@@ -189,6 +190,14 @@ def waiting(job: str, state: str, found: Waits) -> Finding:
         *(f"the cloud gives no {line}" for line in found.refusals),
     ]
     return Finding(job, state, "waits for a place", tuple(told), REFUSED_REMEDY if found.refusals else PLACE_REMEDY)
+
+
+def in_line(job: str, state: str, log: str) -> Finding | None:
+    """What is said of a job whose last word is that it waits for its turn; None for any other."""
+    from medschool.cluster.admission import WAITS
+
+    last = (log.splitlines() or [""])[-1]
+    return Finding(job, state, "waits for its turn", (last.strip(),), TURN_REMEDY) if WAITS in last else None
 
 
 def _nodes(report: str) -> list[str]:

@@ -27,8 +27,8 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from medschool import storage
 from medschool.artifact import Artifact, ArtifactFile, Output
 from medschool.board import Board
-from medschool.cluster import growth
 from medschool.cluster.fit import trial_needs
+from medschool.cluster.room import cluster_room
 from medschool.errors import MedschoolError, PlanError, StageError, cause_of
 from medschool.gauges import Gauges, Restarts
 from medschool.ledger import Ledger
@@ -41,6 +41,7 @@ from medschool.track import read_journal
 from medschool.train.checkpoint import newest_whole
 from medschool.train.course import JOURNAL, Course
 from medschool.train.failures import given_up, stopped_by_wish
+from medschool.train.feed_room import kept_for_the_feed
 from medschool.train.group_end import GroupEnds
 from medschool.train.held import cost_of, read_groups
 from medschool.train.memory import REMEDY, START, fitted, note_shortage, out_of_memory_told, shortages, told_by
@@ -79,12 +80,6 @@ def make_checkpoint(
     journal = read_journal(storage.read_bytes(storage.join(course.prefix_uri, JOURNAL)))
     cost = cost_of(read_groups(course.run_uri), journal, course.recipe.cluster.gpus_per_worker)
     return Output(files, {"steps": course.steps, **result, "cost": cost})
-
-
-def cluster_room() -> dict[str, float]:
-    """Logical CPUs and GPUs that the cluster has, or may grow to where an autoscaler runs."""
-    alive = ray.cluster_resources()
-    return {name: max(alive.get(name, 0), growth.most(name)) for name in ("CPU", "GPU")}
 
 
 def check_cluster(recipe: Recipe) -> None:
@@ -165,7 +160,7 @@ def _fit(course: Course, feed: Feed, ledger: Ledger, board: Board, measure: "Mea
         ),
     )
     try:
-        with board.saving_at_stop():
+        with kept_for_the_feed(spec), board.saving_at_stop():
             result = dict(trainer.fit().return_value)
     except TrainingFailedError as error:
         raise _explained(error, spec, course.trial) from error
