@@ -14,7 +14,6 @@ A claim lapses LAPSE_S after its owner was last heard of. Price: one process wit
 training under way.
 """
 
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +25,7 @@ import ray
 from medschool.board import Board
 from medschool.cluster.room import cluster_room
 from medschool.errors import StoppedError
+from medschool.repeated import repeated
 
 ASK_EVERY_S = 1.0
 LAPSE_S = 8.0
@@ -100,27 +100,10 @@ def admitted(who: str, needs: Needs, board: Board) -> Iterator[None]:
             time.sleep(ASK_EVERY_S)
         if said:
             board.put(f"{who} has its turn")
-        with _kept(line, token, who, needs):
+        with repeated(lambda: line.ask.remote(token, who, dict(needs), {}, True), ASK_EVERY_S, NAME):
             yield
     finally:
         line.leave.remote(token)
-
-
-@contextmanager
-def _kept(line: "ray.actor.ActorHandle", token: str, who: str, needs: Needs) -> Iterator[None]:
-    over = threading.Event()
-
-    def renew() -> None:
-        while not over.wait(ASK_EVERY_S):
-            line.ask.remote(token, who, dict(needs), {}, True)
-
-    thread = threading.Thread(target=renew, name="admission", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def _line() -> "ray.actor.ActorHandle":

@@ -11,7 +11,6 @@ Price: an autoscaler counts these CPUs twice, here and in Ray Data's own request
 Train tell it what they need), so a new version of Ray is tried with tests/faults/test_two_trainings.py.
 """
 
-import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ import ray
 from ray.data._internal.cluster_autoscaler import ResourceRequestPriority, get_or_create_autoscaling_coordinator
 
 from medschool.recipe.cluster import Cluster
+from medschool.repeated import repeated
 
 TELL_EVERY_S, EXPIRE_S = 10.0, 45.0
 
@@ -30,8 +30,7 @@ def kept_for_the_feed(spec: Cluster) -> Iterator[None]:
     if spec.fewest_workers == spec.most_workers:
         yield
         return
-    name, over = f"feed-{uuid.uuid4().hex[:8]}", threading.Event()
-    coordinator = get_or_create_autoscaling_coordinator()
+    name, coordinator = f"feed-{uuid.uuid4().hex[:8]}", get_or_create_autoscaling_coordinator()
 
     def tell() -> ray.ObjectRef:
         return coordinator.request_resources.remote(
@@ -41,16 +40,9 @@ def kept_for_the_feed(spec: Cluster) -> Iterator[None]:
             priority=ResourceRequestPriority.HIGH,
         )
 
-    def tell_again() -> None:
-        while not over.wait(TELL_EVERY_S):
-            tell()
-
     ray.get(tell())
-    thread = threading.Thread(target=tell_again, name="feed-room", daemon=True)
-    thread.start()
     try:
-        yield
+        with repeated(tell, TELL_EVERY_S, "feed-room"):
+            yield
     finally:
-        over.set()
-        thread.join()
         coordinator.cancel_request.remote(name)
