@@ -17,7 +17,7 @@ from medschool.artifact import Artifact
 from medschool.board import Board, printing
 from medschool.cluster import growth
 from medschool.cluster.timeline import Recorder, Span
-from medschool.errors import ServiceError, StageError, StoppedError, cause_of
+from medschool.errors import ServiceError, StoppedError, cause_of
 from medschool.gauges import count_stage
 from medschool.plan import check_model
 from medschool.procedure import stages
@@ -72,13 +72,8 @@ class Run:
         """A finished stage, looked up if it has not been met yet. Raises StageError when it is not finished."""
         if name in self.done and (known := self.done[name].artifact):
             return known
-        found = self.find(name)
-        if found is None:
-            item = self.done[name]
-            raise StageError(
-                f"is not finished ({item.reason})", f"run `python -m jobs.{job_of(item.stage)}` first, or jobs.whole_run", name
-            )
-        return found
+        self.find(name)
+        return self.done[name].required()
 
     def find(self, name: str) -> Artifact | None:
         """A stage as it stands in the store now; None when it is not finished, or something before it is not."""
@@ -113,14 +108,6 @@ class Run:
         """`[ 9/17] pretrain/knowledge`: where a stage stands in the whole."""
         number = list(self.stages).index(name) + 1
         return f"[{number:2}/{len(self.stages)}] {name:<{self._width}}"
-
-
-JOBS = {"tokenizer": "model", **dict.fromkeys(TRIAL_KINDS, "study")}
-
-
-def job_of(stage: Stage) -> str:
-    """The job script that makes a stage: most are named after its kind."""
-    return JOBS.get(stage.kind, stage.kind)
 
 
 def facts_line(facts: dict[str, Any]) -> str:

@@ -29,6 +29,8 @@ from medschool.errors import MedschoolError, RecipeError, ServiceError
 from medschool.recipe import Recipe, load
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+NOT_SUBMITTED = ("__init__", "run", "makers", "stopping", "drill")
+"""Of the files below jobs/: what jobs share, and what has a verb of its own."""
 PLAN_WAITS_S = 3.0
 """How long a plan waits for each answer of the store."""
 app.add_typer(tokens_app)
@@ -228,7 +230,7 @@ app.command()(status)
 
 
 def _known_job(root: Path, job: str) -> None:
-    known = sorted(path.stem for path in (root / "jobs").glob("*.py") if path.stem not in ("__init__", "run", "makers"))
+    known = sorted(path.stem for path in (root / "jobs").glob("*.py") if path.stem not in NOT_SUBMITTED)
     if job not in known:
         raise RecipeError(f"there is no job {job!r}", f"jobs are {', '.join(known)}", "--job")
 

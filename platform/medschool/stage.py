@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from medschool import storage
 from medschool.artifact import Artifact, find, fingerprint_of
-from medschool.errors import MedschoolError
+from medschool.errors import MedschoolError, StageError
 
 State = Literal["cached", "run", "blocked"]
 TRIAL_KINDS = ("pretrain", "instruct", "evaluate")
@@ -37,6 +37,11 @@ class Stage:
         return self.name.split("/")[0]
 
     @property
+    def job(self) -> str:
+        """The job that makes it: most are named after the kind."""
+        return "study" if self.kind in TRIAL_KINDS else "model" if self.kind == "tokenizer" else self.kind
+
+    @property
     def identity(self) -> str:
         """Where its artifacts lie and what enters its fingerprint: its name, or its kind where the name decides nothing."""
         return self.kind if self.kind in TRIAL_KINDS else self.name
@@ -53,6 +58,13 @@ class Resolved:
     reason: str
     """Why it is blocked or must run, in words."""
 
+    def required(self) -> Artifact:
+        """What it made. Raises StageError when it is not finished."""
+        if self.artifact is None:
+            name, job = self.stage.name, self.stage.job
+            raise StageError(f"is not finished ({self.reason})", f"submit the recipe, or its job alone: --job {job}", name)
+        return self.artifact
+
 
 def resolve(stage: Stage, store_uri: str, done: Mapping[str, Resolved]) -> Resolved:
     """Where a stage stands, given its inputs' standing: finished under its fingerprint, to run, or blocked and why."""
@@ -63,7 +75,7 @@ def resolve(stage: Stage, store_uri: str, done: Mapping[str, Resolved]) -> Resol
         raw = raw_listing(stage, store_uri)
         if missing := [name for name in stage.inputs.values() if done[name].artifact is None]:
             return Resolved(stage, "run", None, None, f"after {', '.join(missing)}")
-        fingerprint = fingerprint_in(stage, {role: _artifact(done[name]) for role, name in stage.inputs.items()}, raw)
+        fingerprint = fingerprint_in(stage, {role: done[name].required() for role, name in stage.inputs.items()}, raw)
         found = find(store_uri, stage.identity, fingerprint)
     except MedschoolError as error:
         return Resolved(stage, "blocked", None, None, f"{error.where}: {error.problem}" if error.where else error.problem)
@@ -85,8 +97,3 @@ def raw_listing(stage: Stage, store_uri: str) -> list[list[str]]:
         for uri in stage.raw
         for info in storage.require_files(storage.join(store_uri, uri))
     ]
-
-
-def _artifact(resolved: Resolved) -> Artifact:
-    assert resolved.artifact is not None
-    return resolved.artifact

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from medschool.errors import StageError
 from medschool.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -27,11 +26,4 @@ def finished(recipe: Recipe, store_uri: str, names: Iterable[str]) -> dict[str, 
 def finder(resolved: Mapping[str, Resolved]) -> Callable[[str], Artifact]:
     """Looks a finished artifact up by the stage's name. It raises StageError for one that is not finished."""
 
-    def find(name: str) -> Artifact:
-        made = resolved[name].artifact
-        if made is None:
-            job = name.split("/")[0]
-            raise StageError(f"is not finished ({resolved[name].reason})", f"submit the recipe with --job {job}", name)
-        return made
-
-    return find
+    return lambda name: resolved[name].required()
