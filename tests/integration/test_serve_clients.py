@@ -212,8 +212,8 @@ def test_the_documented_lines_are_found() -> None:
 
 @pytest.mark.parametrize("number", range(len(curl_lines())))
 def test_a_documented_curl_line_works_as_it_stands(number: int, url: str, home: Path) -> None:
-    line = curl_lines()[number].replace("http://127.0.0.1:8000", url)
-    variables = os.environ | {"MEDSCHOOL_API_KEY": KEY}
+    line = curl_lines()[number]
+    variables = os.environ | {"URL": url, "MEDSCHOOL_API_KEY": KEY}
     ran = subprocess.run(["bash", "-c", line], cwd=home, env=variables, capture_output=True, text=True, timeout=30, check=False)
     assert ran.returncode == 0 and ran.stdout, ran.stderr
     if '"stream": true' in line:

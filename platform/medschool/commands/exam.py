@@ -36,12 +36,13 @@ def exam(
     overrides: Overrides = [],  # noqa: B006 (typer's own form)
     as_json: AsJson = False,
 ) -> None:
-    """Let a model behind an OpenAI-compatible endpoint sit the recipe's exams. Its key comes from MEDSCHOOL_EXAM_KEY.
+    """Let a model behind an OpenAI-compatible endpoint sit the recipe's exams. Its key comes from MEDSCHOOL_EXAM_KEY; `medschool
+    status` prints the address of the model that is served here.
 
     Exams under lm_eval are asked through /completions with echo and logprobs; under chain_of_thought, and all others, in words
     through /chat/completions. Every answer is kept in a file: a run that was interrupted goes on where it stopped.
 
-    Example: medschool exam recipes/quickstart.yaml --endpoint http://127.0.0.1:8000/v1 --model medschool-quickstart
+    Example: medschool exam recipes/quickstart.yaml --endpoint http://127.0.0.1:8000/v1 --model medschool
 
     Example: medschool exam recipes/answers.yaml --endpoint http://127.0.0.1:8000/v1 --model base --exam mmlu_clinical --json
     """

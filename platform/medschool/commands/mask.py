@@ -28,7 +28,7 @@ def mask(
 ) -> None:
     """Show tokens, mask, conversations and positions of rows as the trainer receives them. The chats must be finished.
 
-    Example: medschool mask recipes/quickstart.yaml --of questions --n 2 --html mask.html
+    Example: medschool mask recipes/quickstart.yaml --of exam_questions --n 2 --html mask.html
     """
     from medschool.artifact import local_copy
     from medschool.tokens.tokenizer import load_tokenizer

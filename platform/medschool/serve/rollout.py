@@ -57,7 +57,7 @@ def _cause(name: str, timeout_s: float) -> MedschoolError | None:
             messages = [deployment.message for deployment in app.deployments.values()] if app else ["it was deleted"]
             return _told("\n".join(messages), name)
         time.sleep(POLL_S)
-    remedy = "free CPUs or memory for one replica more, or allow more time with start_timeout_s"
+    remedy = "free CPUs or memory for one replica more"
     return ServiceError(f"the chat application did not start within {timeout_s:g} s", remedy, name)
 
 
