@@ -3,11 +3,12 @@
     recovery   seconds from the kill to the first step after it; ours: a new worker group under Ray Train, the newest whole state
                from the store, hashes checked; theirs: torchrun starts its workers again, which load DeepSpeed's own checkpoint
     ETTR       effective training time ratio (productive over wall-clock time; Kokolis et al. 2024, section 2): one rank is killed
-               every PERIOD seconds; productive is the time of the steps that still count when the wall-clock time is over
+               every PERIOD seconds; productive are the steps that still count when the wall-clock time is over, at the pace of a
+               training that nobody kills and that saves nothing
 
 Both train the same rows with the same engine and save every ten steps; the kill comes at step 15. Arms take turns. For the ETTR a
-state is saved at every step: where a checkpoint stalls training for 0.06 s (bench/checkpoint.py) and one in 60 s is killed, Young's
-interval (1974: the root of twice their product) is 2.7 s, and a step takes longer.
+state is saved every three steps: on two cores a checkpoint costs 0.6 s of slower steps, so that with a kill every 60 s Young's
+interval (1974: the root of twice their product) is 8.5 s, and a step takes 3.
 
 `python bench/recovery.py [--reps 5] [--minutes 10] [--period 60] [--tiny]`; 0 minutes leaves the second part out.
 """
@@ -25,18 +26,17 @@ import sys
 import tempfile
 import threading
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 from side_by_side import in_fresh_process, interval, machine, spread
 from small_run import ENVIRONMENT, SMALL, TINY, own_ray, run_ours, setting, write_store
 from training import BATCH_ROWS, MICRO_ROWS, WORKERS, torchrun
 
 EVERY, KILL_AT, STEPS = 10, 15, 30
-ETTR_EVERY = 1
+ETTR_EVERY = 3
+UNDISTURBED_STEPS, SETTLED_STEPS = 20, 4
 FAILURES = 1000
 
 
@@ -52,21 +52,20 @@ class Watcher:
     """Hears what a training says: when each step was told, and when the workers had been started again."""
 
     def __init__(self) -> None:
-        self.steps, self.again, self.step_s = list[tuple[float, int]](), list[float](), list[float]()
+        self.steps, self.again = list[tuple[float, int]](), list[float]()
 
-    def step(self, step: int, step_s: float = 0.0) -> None:
+    def step(self, step: int) -> None:
         self.steps.append((time.time(), step))
-        self.step_s.append(step_s)
 
     def restart(self) -> None:
         self.again.append(time.time())
 
-    def hear(self, line: str, batch_tokens: int) -> None:
+    def hear(self, line: str) -> None:
         """A line of ours."""
         if line.startswith("resuming at step"):
             self.restart()
-        if found := re.match(r"step (\d+)/.* ([\d.,]+) tokens/s", line):
-            self.step(int(found[1]), batch_tokens / max(1.0, float(found[2].replace(",", ""))))
+        if found := re.match(r"step (\d+)/", line):
+            self.step(int(found[1]))
 
     def first_after(self, moment: float) -> float:
         """Seconds from a kill to the first step of the workers that were started after it."""
@@ -103,7 +102,7 @@ def ours_once(store: Path, name: str) -> float:
     watcher, killed_at = Watcher(), list[float]()
 
     def hear(line: str) -> None:
-        watcher.hear(line, 1)
+        watcher.hear(line)
         if not killed_at and watcher.steps and watcher.steps[-1][1] >= KILL_AT and kill_one_of_ours():
             killed_at.append(time.time())
 
@@ -140,11 +139,14 @@ def ettr(store: Path, name: str, seconds: float, period_s: float) -> dict[str, f
     """One rank killed every `period_s` until `seconds` after the first step; the process ends with its Ray still training."""
     os.environ["MEDSCHOOL_CACHE"] = str(store / "cache")
     course, rows = setting(store, name, "fp32", 10**5, BATCH_ROWS, cluster_of(store, ETTR_EVERY))
-    watcher, batch_tokens = Watcher(), BATCH_ROWS * course.recipe.tokens.row_tokens
+    left_alone = setting(store, f"{name}-left-alone", "fp32", UNDISTURBED_STEPS, BATCH_ROWS, cluster_of(store, 10**5))
+    watcher, alone = Watcher(), Watcher()
 
     with own_ray(8):
-        hear = partial(watcher.hear, batch_tokens=batch_tokens)
-        threading.Thread(target=run_ours, args=(course, rows, hear), daemon=True).start()
+        run_ours(*left_alone, alone.hear)
+        (began, first), (ended, last) = alone.steps[SETTLED_STEPS], alone.steps[-1]
+        step_s = (ended - began) / (last - first)
+        threading.Thread(target=run_ours, args=(course, rows, watcher.hear), daemon=True).start()
         while not watcher.steps:
             time.sleep(0.2)
         began, kills = watcher.steps[0][0], 0
@@ -152,13 +154,12 @@ def ettr(store: Path, name: str, seconds: float, period_s: float) -> dict[str, f
             time.sleep(min(period_s, began + seconds - time.time() + 0.01))
             if time.time() < began + seconds:
                 kills += kill_one_of_ours()
-        return productive(watcher, began, seconds) | {"kills": float(kills)}
+        return productive(watcher, began, seconds, step_s) | {"kills": float(kills)}
 
 
-def productive(watcher: Watcher, began: float, seconds: float) -> dict[str, float]:
-    """Steps that count (each once, up to the newest told), times the median time of a step, over the wall-clock time."""
+def productive(watcher: Watcher, began: float, seconds: float, step_s: float) -> dict[str, float]:
+    """Steps that count (each once, up to the newest told), times the time of an undisturbed one, over the wall-clock time."""
     told = [step for when, step in watcher.steps if when <= began + seconds]
-    step_s = float(np.median(watcher.step_s))
     return {
         "ETTR": max(told) * step_s / seconds,
         "steps": float(max(told)),

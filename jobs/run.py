@@ -22,7 +22,7 @@ from medschool.gauges import count_stage
 from medschool.plan import check_model
 from medschool.procedure import stages
 from medschool.recipe import Recipe, load
-from medschool.stage import TRIAL_KINDS, Resolved, Stage, fingerprint_in, raw_listing, resolve
+from medschool.stage import TRIAL_KINDS, Resolved, fingerprint_in, raw_listing, resolve
 from medschool.track import TrackedRun
 from medschool.train.live import Screen
 
