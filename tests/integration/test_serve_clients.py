@@ -193,7 +193,7 @@ def curl_lines() -> list[str]:
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         for block in re.findall(r"^```[a-z]*\n(.*?)^```", path.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE):
             lines = block.replace("\\\n", " ").splitlines()
-            found += [line for line in lines if line.lstrip().startswith("curl ") and "127.0.0.1:8000" in line]
+            found += [line for line in lines if line.lstrip().startswith("curl ") and "$URL" in line]
     return found
 
 
