@@ -55,8 +55,8 @@ BLOCK_BYTES = 4 * 2**20
 first block holds one, the second two, and so on, so that training need not wait for a large one."""
 READ_AHEAD = 4
 """Blocks for each rank that are read and not yet taken."""
-LOOK_EVERY_S = 0.05
-"""How often at most Ray Data's executor of a feed looks what it can do next."""
+IDLE_LOOK_S = 0.05
+"""How long the executor of a feed rests at most between two looks that find nothing to do."""
 CHARS_PER_TOKEN = 4
 """Rough size of a token of English text; decides how many shards are cut, nothing else."""
 
@@ -239,18 +239,23 @@ def runs_of(start: int, stop: int, passed_over: Collection[int], batch_bytes: in
     return [run for before, end in itertools.pairwise(edges) for run in batches_of_blocks(before + 1, end, batch_bytes)]
 
 
-class _Paced(ExecutionCallback):  # type: ignore[misc]
-    """Holds the executor's loop back: in Ray 2.60 it takes a core for as long as a feed is ahead of its training.
+class _Rests(ExecutionCallback):  # type: ignore[misc]
+    """Lets the executor rest, longer each time, while nothing moves: in Ray 2.60 it takes a core while a feed is ahead.
 
     It waits for reads that run, but where all that ran are done and wait for room it looks again at once.
     """
 
     def __init__(self) -> None:
-        self._looked_s = 0.0
+        self._moved, self._rest_s = list[tuple[int, ...]](), 0.0
 
     def on_execution_step(self, executor: Any) -> None:
-        time.sleep(max(0.0, self._looked_s + LOOK_EVERY_S - time.monotonic()))
-        self._looked_s = time.monotonic()
+        moved: list[tuple[int, ...]] = [
+            (op.metrics.num_tasks_submitted, op.metrics.num_tasks_finished, op.metrics.num_outputs_taken)
+            for op in executor._topology
+        ]
+        self._rest_s = min(IDLE_LOOK_S, 2 * self._rest_s + 0.001) if moved == self._moved else 0.0
+        self._moved = moved
+        time.sleep(self._rest_s)
 
 
 def blocks(feed: Feed, start: int, stop: int, world_size: int, passed_over: Collection[int] = ()) -> "ray.data.Dataset":
@@ -273,7 +278,7 @@ def blocks(feed: Feed, start: int, stop: int, world_size: int, passed_over: Coll
     dataset.context.execution_options = ExecutionOptions(
         preserve_order=True, resource_limits=ExecutionResources(object_store_memory=bound)
     )
-    dataset.context.custom_execution_callback_classes = [_Paced]
+    dataset.context.custom_execution_callback_classes = [_Rests]
     return dataset
 
 
