@@ -130,7 +130,7 @@ def test_what_is_finished_is_not_made_again(tokenized: Run) -> None:
 
 
 def test_a_stage_before_its_inputs_says_which_to_run(tiny_store: Path) -> None:
-    with pytest.raises(StageError, match=r"jobs\.corpus") as raised:
+    with pytest.raises(StageError, match=r"--job corpus") as raised:
         run_of(tiny_store, "clean.min_chars=41").make("tokens")
     assert raised.value.where == "corpus/books"
 
