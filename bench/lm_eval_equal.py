@@ -1,7 +1,10 @@
 """The protocol `lm_eval` beside lm-evaluation-harness 0.4.13 itself: same choice, same log-likelihoods, item by item.
 
 Both get the same weights in fp32 and the same files. The harness's own task files are used; only where they load data from is
-changed to a local file. It is no dependency of this project: install lm-eval==0.4.13 into a folder and put that on PYTHONPATH.
+changed to a local file. It is no dependency of this project: install it into a folder, with what it imports that is not here
+already, and put that on PYTHONPATH:
+
+    pip install --no-deps --target <folder> lm-eval==0.4.13 sacrebleu==2.6.0 portalocker tabulate colorama
 
     PYTHONPATH=<folder> python bench/lm_eval_equal.py --model <folder> --mmlu mmlu.jsonl --pubmedqa ori_pqal.json
     PYTHONPATH=<folder> python bench/lm_eval_equal.py --model ... --mmlu ... --pubmedqa ... --endpoint URL --served NAME

@@ -18,7 +18,7 @@ from medschool.errors import StageError
 from medschool.recipe.training import Lora
 from medschool.tokens.pack import Rows
 from medschool.tokens.shards import rows_table, tokens_of
-from medschool.train.adapter_files import adapter_on_cpu, check_adapter, checked_rank, write_adapter
+from medschool.train.adapter_files import adapter_on_cpu, checked_layers, checked_rank, write_adapter
 from medschool.train.export import weights_on_cpu, write_model
 from medschool.train.lora import add_adapters
 from medschool.train.model import DTYPES, load_model, model_inputs, summed_loss, targets_of
@@ -124,7 +124,7 @@ def test_peft_reads_the_adapter_over_the_model_that_training_began_from(made: Pa
     assert float((over - expected).abs().max()) < apart < float((plain - expected).abs().max()) / 3
     config, tensors = json.loads((adapter / "adapter_config.json").read_text()), load_file(adapter / "adapter_model.safetensors")
     assert checked_rank(config, "") == 4 and {tensor.dtype for tensor in tensors.values()} == {DTYPES[dtype]}
-    check_adapter(adapter, (export / "chat_template.jinja").read_text(), "")
+    checked_layers(adapter, (export / "chat_template.jinja").read_text(), "")
 
 
 def test_a_process_of_its_own_says_the_same(made: Path) -> None:

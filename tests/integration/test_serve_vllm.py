@@ -81,6 +81,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 ADAPTERS = {"ward": 4, "lab": 8}
 """Ranks by name."""
+LAYERS = ["q_proj", "v_proj", "down_proj"]
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +93,7 @@ def adapters(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         config = LoraConfig(
             r=rank,
             lora_alpha=2 * rank,
-            target_modules=["q_proj", "v_proj", "down_proj"],
+            target_modules=LAYERS,
             task_type="CAUSAL_LM",
             init_lora_weights=False,
         )
@@ -124,7 +125,7 @@ def run() -> Iterator[Run]:
 
 @pytest.fixture(scope="module")
 def engine(folder: Path, adapters: dict[str, Path], run: Run) -> Iterator[VllmEngine]:
-    pulled = [Pulled(name, path, ADAPTERS[name]) for name, path in adapters.items()]
+    pulled = [Pulled(name, path, ADAPTERS[name], tuple(LAYERS)) for name, path in adapters.items()]
     started = VllmEngine.start(folder, [2], CONTEXT, places=4, dtype="fp32", adapters=pulled)
     yield started
     started.stop()
@@ -168,11 +169,26 @@ def test_adapters_and_the_plain_model_answer_in_one_batch_as_peft_does(
         **{name: adapted_reference(folder, adapter, prompt, 20) for name, adapter in adapters.items()},
     }
     assert len(set(map(tuple, found.values()))) == 3, "the adapters change nothing"
-    scored = run(engine.score(prompt, 0, "lab"))
-    with torch.no_grad():
-        expected = adapted(folder, adapters["lab"])(torch.tensor([prompt])).logits[0].log_softmax(-1)
-    own = [float(expected[place, token]) for place, token in enumerate(prompt[1:])]
-    assert [one.logprob for one in scored[1:]] == pytest.approx(own, abs=1e-2)
+
+
+@engine_alone
+def test_texts_are_scored_together_with_and_without_adapters(
+    engine: VllmEngine, folder: Path, adapters: dict[str, Path], run: Run
+) -> None:
+    texts = [list(range(5, 30)), list(range(40, 50)), list(range(9, 3, -1))]
+    names = ("", *adapters)
+
+    async def all_of_them() -> list[list[Likelihood | None]]:
+        return await asyncio.gather(*(engine.score(text, 0, name) for text in texts for name in names))
+
+    models = {name: adapted(folder, path) for name, path in adapters.items()}
+    models[""] = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    pairs = [(text, models[name]) for text in texts for name in names]
+    for (text, model), scored in zip(pairs, run(all_of_them()), strict=True):
+        with torch.no_grad():
+            expected = model(torch.tensor([text])).logits[0].log_softmax(-1)
+        own = [float(expected[place, token]) for place, token in enumerate(text[1:])]
+        assert [one.logprob for one in scored[1:] if one] == pytest.approx(own, abs=1e-2)
 
 
 @engine_alone

@@ -18,7 +18,7 @@ from medschool import artifact
 from medschool.artifact import Artifact, Output, read_manifest, upload_folder
 from medschool.errors import InputError, RecipeError, ServiceError
 from medschool.recipe import load
-from medschool.serve.adapters import Adapter, find, probe_each, pull
+from medschool.serve.adapters import Adapter, Pulled, find, probe_each, pull
 from medschool.serve.admission import Limits
 from medschool.serve.api import ModelInfo, build_api
 from medschool.serve.engine import EchoEngine, Likelihood, Sampling, Step
@@ -33,11 +33,11 @@ CONFIG = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_pr
 TEMPLATE = "{{ messages }}"
 
 
-def write_adapter_folder(folder: Path, names: Sequence[str] = ("A", "B"), **config: Any) -> Path:
+def write_adapter_folder(folder: Path, names: Sequence[str] = ("A", "B"), layer: str = "q_proj", **config: Any) -> Path:
     """What peft saves, with one adapted layer."""
     folder.mkdir(parents=True)
     (folder / "adapter_config.json").write_text(json.dumps(CONFIG | config))
-    tensors = {f"base_model.model.q_proj.lora_{name}.weight": np.ones((4, 4), np.float32) for name in names}
+    tensors = {f"base_model.model.{layer}.lora_{name}.weight": np.ones((4, 4), np.float32) for name in names}
     save_file(tensors, folder / "adapter_model.safetensors")
     return folder
 
@@ -98,7 +98,8 @@ def test_a_folder_is_hashed_when_it_is_found_and_a_file_that_changed_since_is_re
     folder = write_adapter_folder(tmp_path / "mine")
     base = base_of(tmp_path / "store")
     (found,) = find({"mine": f"{folder}/"}, "", base)
-    assert pull(found, None).rank == 4
+    pulled = pull(found, None)
+    assert (pulled.rank, pulled.layers) == (4, ("q_proj",))
     tensors = (folder / "adapter_model.safetensors").read_bytes()
     (folder / "adapter_model.safetensors").write_bytes(tensors[:-1] + b"\x01")
     again = find({"mine": str(folder)}, "", base)[0]
@@ -145,6 +146,9 @@ def test_a_config_that_is_no_json_object_and_tensors_beside_a_and_b_are_refused(
     (more,) = find({"more": str(write_adapter_folder(tmp_path / "more", ("A", "B", "magnitude_vector")))}, "", base)
     with pytest.raises(InputError, match=r"1 tensors beside A and B, .*lora_magnitude_vector"):
         pull(more, None)
+    (output_layer,) = find({"output": str(write_adapter_folder(tmp_path / "output", layer="lm_head"))}, "", base)
+    with pytest.raises(InputError, match="is on the output layer too"):
+        pull(output_layer, None)
     folder = write_adapter_folder(tmp_path / "odd")
     for text, said in (("{", "no JSON"), ("[]", "peft_type None")):
         (folder / "adapter_config.json").write_text(text)
@@ -172,17 +176,25 @@ def test_a_recipe_that_no_engine_can_serve_is_refused_before_anything_runs(asked
 # ---- vLLM
 
 
+def of_ranks(*ranks: int) -> list[Pulled]:
+    return [Pulled(str(rank), Path("/a"), rank, ("q_proj",)) for rank in ranks]
+
+
 def test_vllm_has_room_for_the_adapters_that_there_are() -> None:
     assert adapter_fields([], 1) == {} and "enable_lora" not in engine_fields(Path("/m"), 128, 4, "bf16", 0)
-    assert adapter_fields([4, 9], 1) == {"enable_lora": True, "max_lora_rank": 16, "max_loras": 2, "max_cpu_loras": 2}
-    many = adapter_fields([512, *range(1, 12)], 1)
+    two = [*of_ranks(4), Pulled("other", Path("/b"), 9, ("down_proj", "q_proj"))]
+    assert adapter_fields(two, 1) == {
+        "enable_lora": True, "max_lora_rank": 16, "max_loras": 2, "max_cpu_loras": 2,
+        "lora_target_modules": ["down_proj", "q_proj"],
+    }  # fmt: skip
+    many = adapter_fields(of_ranks(512, *range(1, 12)), 1)
     assert (many["max_lora_rank"], many["max_loras"], many["max_cpu_loras"]) == (512, 8, 12)
-    assert engine_fields(Path("/m"), 128, 4, "bf16", 1, [8])["max_lora_rank"] == 8
+    assert engine_fields(Path("/m"), 128, 4, "bf16", 1, of_ranks(8))["max_lora_rank"] == 8
 
 
 @pytest.mark.parametrize("count", [1, 2, 30])
 def test_on_cpus_the_last_place_stays_empty(count: int) -> None:
-    fields = engine_fields(Path("/m"), 128, 4, "bf16", 0, [4] * count)
+    fields = engine_fields(Path("/m"), 128, 4, "bf16", 0, of_ranks(*[4] * count))
     assert fields["max_loras"] == fields["max_cpu_loras"] == count + 1, "the plain model's rows are computed with the last one"
 
 

@@ -25,7 +25,7 @@ from medschool.errors import InputError, ServiceError
 from medschool.serve.engine import Engine
 from medschool.serve.probe import probe
 from medschool.serve.template import Text
-from medschool.train.adapter_files import CONFIG, FOLDER, PICKLED, TEMPLATE, WEIGHTS, check_adapter, checked_rank
+from medschool.train.adapter_files import CONFIG, FOLDER, PICKLED, TEMPLATE, WEIGHTS, checked_layers, checked_rank
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,8 @@ class Pulled:
     name: str
     folder: Path
     rank: int
+    layers: tuple[str, ...]
+    """Kinds of layers that it is on, such as `q_proj`."""
 
 
 def find(adapters: Mapping[str, str], store_uri: str, base: Artifact) -> tuple[Adapter, ...]:
@@ -102,11 +104,11 @@ def _of_folder(uri: str) -> Artifact:
 def pull(adapter: Adapter, template: str | None) -> Pulled:
     """The adapter's files on this node's disk, verified. template: the chat template of the served model.
 
-    Raises InputError for a file that is not the one that was deployed, and as `check_adapter`.
+    Raises InputError for a file that is not the one that was deployed, and as `checked_layers`.
     """
     folder = local_copy(adapter.made, adapter.under)
-    check_adapter(folder, template, adapter.made.manifest_uri)
-    return Pulled(adapter.name, folder, adapter.rank)
+    layers = checked_layers(folder, template, adapter.made.manifest_uri)
+    return Pulled(adapter.name, folder, adapter.rank, layers)
 
 
 def probe_each(engine: Engine, text: Text, context_tokens: int, names: Sequence[str]) -> None:

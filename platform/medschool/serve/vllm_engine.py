@@ -160,8 +160,7 @@ class VllmEngine(Engine):
         except Exception as error:  # a broken library beside it raises whatever it likes
             remedy = "install it with `make vllm` and name its Python as serve.python; `medschool doctor` says what is there"
             raise ServiceError(f"vLLM can not be imported ({type(error).__name__}: {error})", remedy, "serve.engine") from error
-        ranks = [adapter.rank for adapter in adapters]
-        fields, pulse = engine_fields(folder, context_tokens, places, dtype, gpus, ranks), Pulse()
+        fields, pulse = engine_fields(folder, context_tokens, places, dtype, gpus, adapters), Pulse()
         requests = {one.name: adapter_request(one.name, number, one.folder) for number, one in enumerate(adapters, start=1)}
 
         def make() -> Any:

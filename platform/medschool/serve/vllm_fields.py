@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from medschool.errors import ServiceError
+from medschool.serve.adapters import Pulled
 from medschool.serve.engine import Likelihood, Sampling, Step
 
 GIB = 2**30
@@ -29,9 +30,9 @@ DTYPES = {"bf16": ("bfloat16", 2), "fp32": ("float32", 4)}
 
 
 def engine_fields(
-    folder: Path, context_tokens: int, places: int, dtype: Dtype, gpus: int, ranks: Sequence[int] = ()
+    folder: Path, context_tokens: int, places: int, dtype: Dtype, gpus: int, adapters: Sequence[Pulled] = ()
 ) -> dict[str, Any]:
-    """vLLM's AsyncEngineArgs for the model in a folder. ranks: of the adapters over it."""
+    """vLLM's AsyncEngineArgs for the model in a folder, and the adapters over it."""
     fields = {
         "model": str(folder),
         "dtype": DTYPES[dtype][0],
@@ -48,26 +49,30 @@ def engine_fields(
         "generation_config": "vllm",  # the request says how to draw, not a file of the base model
         "seed": 0,
         "disable_log_stats": True,
-        **adapter_fields(ranks, gpus),
+        **adapter_fields(adapters, gpus),
     }
     return fields if gpus else {**fields, "enforce_eager": True, "max_num_batched_tokens": max(CPU_BATCH_TOKENS, places)}
 
 
-def adapter_fields(ranks: Sequence[int], gpus: int) -> dict[str, Any]:
-    """What of AsyncEngineArgs is about adapters of these ranks, each at most 512; nothing without any.
+def adapter_fields(adapters: Sequence[Pulled], gpus: int) -> dict[str, Any]:
+    """What of AsyncEngineArgs is about these adapters, of rank 512 at most; nothing without any.
+
+    Only layers that one of them is on are computed with adapters. vLLM would take the output layer too, and end at the
+    log-probabilities of two prompts in one batch (`adapter_files.OUTPUT`).
 
     On CPUs vLLM gets one place more than there are adapters. Its kernels there take "no adapter", -1, for the index of the last
     place (vllm/lora/ops/torch_ops/lora_ops.py): in a batch with others, the plain model would answer as the adapter that lies in
     it. So that place stays empty, and adds zero. The kernels of GPUs leave such rows out.
     """
-    if not ranks:
+    if not adapters:
         return {}
-    places = min(len(ranks), BATCH_ADAPTERS) if gpus else len(ranks) + 1
+    places = min(len(adapters), BATCH_ADAPTERS) if gpus else len(adapters) + 1
     return {
         "enable_lora": True,
-        "max_lora_rank": next(rank for rank in RANKS if rank >= max(ranks)),
+        "max_lora_rank": next(rank for rank in RANKS if rank >= max(adapter.rank for adapter in adapters)),
+        "lora_target_modules": sorted({layer for adapter in adapters for layer in adapter.layers}),
         "max_loras": places,
-        "max_cpu_loras": max(places, len(ranks)),  # all of them stay in memory
+        "max_cpu_loras": max(places, len(adapters)),  # all of them stay in memory
     }
 
 

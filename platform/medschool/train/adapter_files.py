@@ -9,7 +9,7 @@ the training began from. The merged model beside it (medschool.train.export) is 
 B without the rounding of the sum.
 
 What cannot be served is what an engine would leave out in silence: anything in the files beside matrices A and B, a rank or a
-strength of its own for some layers, variants that compute something else (IGNORED).
+strength of its own for some layers, variants that compute something else (IGNORED). Nor can the output layer (OUTPUT).
 
 Price: a few MB. Source of the names: peft 0.21 (`LoraConfig`, `save_pretrained`); of what is left out: vLLM 0.29
 (vllm/lora/peft_helper.py). Nothing here needs torch before it is called.
@@ -35,6 +35,9 @@ IGNORED = (
     "monteclora_config", "velora_config",
 )  # fmt: skip
 """Keys of adapter_config.json that change what is computed, and that vLLM does not read."""
+OUTPUT = "lm_head"
+"""With an adapter on it vLLM computes the log-probabilities of prompts with indices of one place a request: two of them in one
+batch end its process (vllm/lora/punica_wrapper/punica_cpu.py, `add_lora_logits`)."""
 MERGE = "merge the adapter into its model with peft, and serve that"
 
 
@@ -82,8 +85,12 @@ def checked_rank(config: Any, where: str) -> int:
     return rank
 
 
-def check_adapter(folder: Path, template: str | None, where: str) -> None:
-    """Raise InputError for tensors beside A and B, or a template of its own that is not `template`, the served model's."""
+def checked_layers(folder: Path, template: str | None, where: str) -> tuple[str, ...]:
+    """The kinds of layers that the adapter is on, such as `q_proj`, each once.
+
+    Raises InputError for tensors beside A and B, for the output layer's, and for a template of its own that is not `template`,
+    the served model's.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -94,7 +101,11 @@ def check_adapter(folder: Path, template: str | None, where: str) -> None:
     if other := [name for name in names if not name.endswith((".lora_A.weight", ".lora_B.weight"))]:
         problem = f"{WEIGHTS} has {len(other)} tensors beside A and B, {other[0]} among them, which serving would leave out"
         raise InputError(problem, MERGE, where)
+    layers = tuple(sorted({name.split(".")[-3] for name in names}))
+    if OUTPUT in layers:
+        raise InputError(f"the adapter is on the output layer too ({OUTPUT}), where it can not be served", MERGE, where)
     own = folder / TEMPLATE
     if own.is_file() and own.read_text(encoding="utf-8") != template:
         problem = "the prompts that the adapter was trained on have another template than the served model's"
         raise InputError(problem, "serve the merged model of its training, which carries its template", where)
+    return layers
