@@ -4,7 +4,7 @@ Both get the same weights in fp32 and the same files. The harness's own task fil
 changed to a local file. It is no dependency of this project: install it into a folder, with what it imports that is not here
 already, and put that on PYTHONPATH:
 
-    pip install --no-deps --target <folder> lm-eval==0.4.13 sacrebleu==2.6.0 portalocker tabulate colorama
+    pip install --no-deps --target <folder> lm-eval==0.4.13 sacrebleu==2.6.0 portalocker tabulate colorama tenacity tiktoken
 
     PYTHONPATH=<folder> python bench/lm_eval_equal.py --model <folder> --mmlu mmlu.jsonl --pubmedqa ori_pqal.json
     PYTHONPATH=<folder> python bench/lm_eval_equal.py --model ... --mmlu ... --pubmedqa ... --endpoint URL --served NAME
@@ -12,18 +12,19 @@ already, and put that on PYTHONPATH:
 
 The first form compares on real questions, with and without worked ones, and prints a line a task. MedQA and MedMCQA are not at
 hand everywhere: MMLU's questions of professional medicine and clinical knowledge are asked in their two forms. The second form
-asks an endpoint that serves the same weights in fp32, such as the job `serve` puts up (its key: MEDSCHOOL_EXAM_KEY); the harness
-has them at hand as before. The third form writes what the harness says of the invented questions of tests/exam_files.py, which
-the unit tests compare with.
+asks an endpoint that serves the same weights in fp32, such as the job `serve` puts up (its key: MEDSCHOOL_EXAM_KEY), once by our
+client and once by the harness's own `local-completions`; its `hf` has them at hand as before. The third form writes what the
+harness says of the invented questions of tests/exam_files.py, which the unit tests compare with.
 """
 
 import argparse
 import importlib.metadata
 import json
+import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,8 +62,12 @@ class Case:
     shot_count: int
 
     @property
+    def task(self) -> str:
+        return f"{self.form}{'_' * bool(self.subject)}{self.subject}"
+
+    @property
     def name(self) -> str:
-        return f"{self.form}{'_' * bool(self.subject)}{self.subject}, {self.shot_count} worked"
+        return f"{self.task}, {self.shot_count} worked"
 
 
 def by_harness(model: Any, case: Case, folder: Path) -> list[dict[str, Any]]:
@@ -92,17 +97,16 @@ def by_harness(model: Any, case: Case, folder: Path) -> list[dict[str, Any]]:
     ]
 
 
-def by_us(model: Any, folder: Path, case: Case) -> tuple[list[ExamItem], list[Scored]]:
-    """Items and scores of the same records, through our reader."""
-    asked, worked = read(case.form, case.asked), read(case.form, case.worked)
-    return asked, score_items(model, harness_encoder(folder), asked, worked, case.shot_count)
+def by_us(model: Any, folder: Path, case: Case) -> Records:
+    """The same of the same records, through our reader and scorer; `cut`: tokens that did not fit."""
+    items, worked = read(case.form, case.asked), read(case.form, case.worked)
+    return list(map(as_harness, items, score_items(model, harness_encoder(folder), items, worked, case.shot_count)))
 
 
-def by_endpoint(endpoint: Endpoint, folder: Path, case: Case) -> tuple[list[ExamItem], list[Scored]]:
+def by_endpoint(endpoint: Endpoint, folder: Path, case: Case) -> Records:
     """The same from a served model; `folder` has its tokenizer and config.json. Raises where the endpoint refuses an item."""
     items, worked, encode = read(case.form, case.asked), read(case.form, case.worked), harness_encoder(folder)
-    most = json.loads((folder / "config.json").read_text(encoding="utf-8"))["max_position_embeddings"] - 2
-    rows = [asked(item, encode, shots_of(item, worked, case.shot_count), most) for item in items]
+    rows = [asked(item, encode, shots_of(item, worked, case.shot_count), context_tokens(folder) - 2) for item in items]
 
     def of(row: Asked) -> Scored:
         found = ending_log_probs(endpoint, row)
@@ -111,7 +115,17 @@ def by_endpoint(endpoint: Endpoint, folder: Path, case: Case) -> tuple[list[Exam
         return scored(row, found)
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        return items, list(pool.map(of, rows))
+        return list(map(as_harness, items, pool.map(of, rows)))
+
+
+def as_harness(item: ExamItem, mine: Scored) -> dict[str, Any]:
+    """Our score of an item in the harness's words."""
+    right = {"acc": mine.chosen == item.answer, "acc_norm": mine.chosen_norm == item.answer}
+    return {"log_probs": mine.log_probs, "cut": mine.cut_tokens, **right}
+
+
+def context_tokens(folder: Path) -> int:
+    return int(json.loads((folder / "config.json").read_text(encoding="utf-8"))["max_position_embeddings"])
 
 
 def read(form: str, rows: Records) -> list[ExamItem]:
@@ -165,6 +179,22 @@ def harness_model(folder: Path) -> Any:
     return HFLM(pretrained=str(folder), dtype="float32", batch_size=8, device="cpu")
 
 
+def harness_client(url: str, served: str, folder: Path) -> Any:
+    """The harness's `local-completions`, as docs/serving.md says to call it."""
+    from lm_eval.models.openai_completions import LocalCompletionsAPI
+
+    os.environ["OPENAI_API_KEY"] = os.environ["MEDSCHOOL_EXAM_KEY"]
+    return LocalCompletionsAPI(
+        model=served, base_url=f"{url}/completions", tokenizer_backend="huggingface", tokenizer=str(folder),
+        max_length=context_tokens(folder), num_concurrent=AT_ONCE,
+    )  # fmt: skip
+
+
+def over_http(api: Any, case: Case) -> Records:
+    with tempfile.TemporaryDirectory() as folder:
+        return by_harness(api, case, Path(folder))
+
+
 # ---- real questions -----------------------------------------------------------------------------------------------------------
 
 
@@ -200,35 +230,35 @@ def _in_form(form: str, number: int, row: dict[str, Any]) -> dict[str, Any]:
     return {"id": str(number), "question": row["question"], **named, "cop": row["answer"], "subject_name": row["subject"]}
 
 
-Ours = Callable[[Case], tuple[list[ExamItem], list[Scored]]]
-
-
-def compare(model_folder: Path, cases: Sequence[Case], ours: Ours) -> bool:
-    """Print a line a case; whether all are equal."""
-    harness, equal = harness_model(model_folder), True
+def compare(cases: Sequence[Case], reference: Any, others: Mapping[str, Callable[[Case], Records]]) -> bool:
+    """Print a line for each case and each of the `others`; whether all find what the `reference`, the harness's `hf`, finds."""
+    equal = True
     for case in cases:
         with tempfile.TemporaryDirectory() as folder:
             started = time.perf_counter()
-            expected = by_harness(harness, case, Path(folder))
-            middle = time.perf_counter()
-            items, found = ours(case)
-            seconds = time.perf_counter() - middle
-        rows = list(zip(items, found, expected, strict=True))
-        far = max(abs(a - b) for _, mine, his in rows for a, b in zip(mine.log_probs, his["log_probs"], strict=True))
-        differ = sum((mine.chosen == item.answer) != bool(his["acc"]) for item, mine, his in rows)
-        differ += sum(
-            (mine.chosen_norm == item.answer) != bool(his["acc_norm"]) for item, mine, his in rows if his["acc_norm"] is not None
-        )
-        argmax = sum(mine.chosen != his["log_probs"].index(max(his["log_probs"])) for _, mine, his in rows)
-        equal = equal and far <= TOLERANCE_NATS and not differ and not argmax
+            expected = by_harness(reference, case, Path(folder))
+        harness_s = time.perf_counter() - started
         accuracy = sum(bool(his["acc"]) for his in expected) / len(expected)
-        print(
-            f"{case.name:44} {len(rows):4} items  acc {accuracy:.3f}  other choice {argmax}  other acc {differ}  "
-            f"furthest {far:.1e} nats  cut {sum(mine.cut_tokens > 0 for mine in found)}  "
-            f"{seconds:.0f} s, harness {middle - started:.0f} s",
-            flush=True,
-        )
+        for name, ask in others.items():
+            started = time.perf_counter()
+            rows = list(zip(ask(case), expected, strict=True))
+            seconds = time.perf_counter() - started
+            far = max(abs(a - b) for mine, his in rows for a, b in zip(mine["log_probs"], his["log_probs"], strict=True))
+            choice = sum(best(mine["log_probs"]) != best(his["log_probs"]) for mine, his in rows)
+            right = sum(bool(mine["acc"]) != bool(his["acc"]) for mine, his in rows)
+            right += sum(bool(mine["acc_norm"]) != bool(his["acc_norm"]) for mine, his in rows if his["acc_norm"] is not None)
+            equal = equal and far <= TOLERANCE_NATS and not choice and not right
+            print(
+                f"{case.name:36} {name:18} {len(rows):4} items  acc {accuracy:.3f}  other choice {choice}  other acc {right}  "
+                f"furthest {far:.1e} nats  cut {sum(mine.get('cut', 0) > 0 for mine, _ in rows)}  "
+                f"{seconds:.0f} s, harness {harness_s:.0f} s",
+                flush=True,
+            )
     return equal
+
+
+def best(log_probs: Sequence[float]) -> int:
+    return max(range(len(log_probs)), key=log_probs.__getitem__)
 
 
 def main() -> None:
@@ -239,6 +269,7 @@ def main() -> None:
     parser.add_argument("--pubmedqa", type=Path)
     parser.add_argument("--endpoint", help="what /completions follows, such as http://127.0.0.1:8000/v1")
     parser.add_argument("--served", help="the model's name there")
+    parser.add_argument("--tasks", nargs="*", help="those alone, such as medqa mmlu_anatomy")
     parser.add_argument("--items", type=int, default=200)
     parser.add_argument("--shots", type=int, nargs="*", default=[0, 3])
     told = parser.parse_args()
@@ -246,12 +277,21 @@ def main() -> None:
         write_golden(told.golden)
         return
     cases = [case for count in told.shots for case in real_cases(told.mmlu, told.pubmedqa, told.items, count)]
+    if told.tasks:
+        cases = [case for case in cases if case.task in told.tasks]
+    hf = harness_model(told.model)
     if told.endpoint:
         endpoint = Endpoint(told.endpoint, told.served)
         endpoint.check()
-        sys.exit(not compare(told.model, cases, lambda case: by_endpoint(endpoint, told.model, case)))
-    model = load_model(told.model, "fp32").eval()
-    sys.exit(not compare(told.model, cases, lambda case: by_us(model, told.model, case)))
+        api = harness_client(told.endpoint, told.served, told.model)
+        others: dict[str, Callable[[Case], Records]] = {
+            "our client": lambda case: by_endpoint(endpoint, told.model, case),
+            "local-completions": lambda case: over_http(api, case),
+        }
+    else:
+        model = load_model(told.model, "fp32").eval()
+        others = {"our scorer": lambda case: by_us(model, told.model, case)}
+    sys.exit(not compare(cases, hf, others))
 
 
 if __name__ == "__main__":
