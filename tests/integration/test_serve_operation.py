@@ -3,6 +3,7 @@
 Traffic runs all the while. What may fail is said by each test; everything else must be answered.
 """
 
+import contextlib
 import math
 import os
 import signal
@@ -144,6 +145,34 @@ def test_a_killed_proxy_comes_back(pair: ChatArgs, url: str) -> None:
             return False
 
     until(answers, 60, "no proxy")
+
+
+@pytest.mark.long
+def test_a_replica_that_stands_still_as_a_whole_is_replaced(http_port: int, url: str) -> None:
+    """Nothing in the process can look at itself then: Serve finds that it does not answer. Its streams end when it is gone."""
+    period_s = 2.0
+    deploy(ARGS.model_copy(update={"min_replicas": 2, "max_replicas": 2, "health_period_s": period_s}), http_port)
+    before = pids("ServeReplica")
+    readers = [Reader(url, STREAM) for _ in range(8)]
+    for reader in readers:
+        assert reader.begun.wait(20)
+    stopped = min(before)
+    began = time.monotonic()
+    os.kill(stopped, signal.SIGSTOP)
+    try:
+        until(lambda: psutil.Process(stopped).status() == psutil.STATUS_STOPPED, 10, "it was not stopped")
+        until(lambda: len(pids("ServeReplica") - {stopped}) == 2 and replica_counts().get("RUNNING") == 2, 300, "not replaced")
+        replaced_s = time.monotonic() - began
+        assert httpx.post(url + CHAT, headers=HEADERS, json=body("well"), timeout=60).status_code == 200
+        until(lambda: stopped not in pids("ServeReplica"), 300, "it stays")
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(stopped, signal.SIGCONT)
+    print(f"replaced after {replaced_s:.1f} s, health checks every {period_s:g} s; gone after {time.monotonic() - began:.1f} s")
+    for reader in readers:
+        cut = '"code": "replica_died"' in reader.text and "[DONE]" not in reader.text
+        assert reader.whole != cut, (reader.problem, reader.text)
+    assert {reader.whole for reader in readers} == {True, False}, "both replicas had streams"
 
 
 # ---- versions come and go
